@@ -1,0 +1,104 @@
+"""What can go wrong, and the exit code a script sees.
+
+TlexportError             1   anything not named below
+├── RecipeError           2   the recipe or the command line asks for something that does not exist
+├── DataError             3   the data cannot be read, split or trusted
+│   └── LeakageError      3   a group or an image stands on both sides of a split
+├── WeightsError          4   pretrained weights are missing, unsafe or do not fit
+├── NotInstalledError     5   an optional extra is needed
+├── RunError              6   the run directory lacks a stage, is busy or was changed by hand
+├── StorageError          7   the disk is full or the directory is not writable
+├── ExportError           8   the graph cannot be made, or does not agree with the reference
+├── CompileError          9   a backend refused the graph or the target
+│   ├── ReceiptError      9   the engine's real precisions are not what was asked
+│   └── BackendCrash      9   the compiler or runtime died or hung in its own process
+├── GateError             10  measured, and over the limit the recipe states
+└── BundleError           11  the bundle is incomplete, altered or has no passing verdict
+
+Exit code 130 is an interrupt (Ctrl-C), 143 a termination request: the run resumes with the same command.
+Each message says what happened, what was available and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendCrash",
+    "BundleError",
+    "CompileError",
+    "DataError",
+    "ExportError",
+    "GateError",
+    "LeakageError",
+    "NotInstalledError",
+    "ReceiptError",
+    "RecipeError",
+    "RunError",
+    "StorageError",
+    "TlexportError",
+    "WeightsError",
+]
+
+
+class TlexportError(Exception):
+    """Base of every error the tool raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RecipeError(TlexportError):
+    exit_code = 2
+
+
+class DataError(TlexportError):
+    exit_code = 3
+
+
+class LeakageError(DataError):
+    pass
+
+
+class WeightsError(TlexportError):
+    exit_code = 4
+
+
+class NotInstalledError(TlexportError):
+    """An optional part is missing. `extra` is the name to install with pip."""
+
+    exit_code = 5
+
+    def __init__(self, what: str, extra: str, available: str = "") -> None:
+        have = f" ({available})" if available else ""
+        super().__init__(f"{what} is not installed; pip install 'tlexport[{extra}]'{have}")
+        self.extra = extra
+
+
+class RunError(TlexportError):
+    exit_code = 6
+
+
+class StorageError(TlexportError):
+    exit_code = 7
+
+
+class ExportError(TlexportError):
+    exit_code = 8
+
+
+class CompileError(TlexportError):
+    exit_code = 9
+
+
+class ReceiptError(CompileError):
+    pass
+
+
+class BackendCrash(CompileError):
+    pass
+
+
+class GateError(TlexportError):
+    exit_code = 10
+
+
+class BundleError(TlexportError):
+    exit_code = 11

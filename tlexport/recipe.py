@@ -1,0 +1,303 @@
+"""A recipe: YAML plus `key.path=value` overrides, checked whole and frozen.
+
+Every mistake is reported at once, each with the key's full path and, where one is near, the valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tlexport import targets
+from tlexport.errors import RecipeError
+from tlexport.tensors import Profile
+
+Task = Literal["auto", "binary", "multiclass", "multilabel"]
+Strategy = Literal["probe", "partial", "full"]
+PrecisionName = Literal["fp32", "fp16", "int8"]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SplitFractions(Section):
+    """Shares of the samples drawn for validation and test where the data does not state its own split."""
+
+    val: float = Field(0.15, gt=0, lt=0.9)
+    test: float = Field(0.15, gt=0, lt=0.9)
+
+
+class Manifest(Section):
+    """Column names of a CSV manifest; several label columns, or labels joined by `|`, mean multi-label."""
+
+    image: str = "path"
+    label: str | tuple[str, ...] = "label"
+    split: str | None = "split"
+    group: str | None = "group"
+    root: str | None = Field(None, description="folder that image paths are relative to; default: the CSV's own")
+
+
+class Dicom(Section):
+    """How a DICOM file becomes an 8-bit image."""
+
+    frame: int = Field(0, ge=0, description="which frame of a multi-frame file")
+    window: tuple[float, float] | None = Field(
+        None, description="centre and width in modality units (for CT: Hounsfield); default: the file's own VOI"
+    )
+
+
+class Data(Section):
+    """Where samples come from and how they are split and prepared."""
+
+    path: str = Field(description="folder, .npz, .csv, torchvision/<Dataset>, medmnist/<name> or sklearn/digits")
+    image_size: int = Field(224, ge=8, le=2048, description="pixels; images reach the model as squares")
+    channels: Literal[1, 3] | None = Field(None, description="grey (1) or RGB (3); default: as the data is")
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    split: SplitFractions = SplitFractions()
+    resplit: bool = Field(False, description="ignore the data's own splits and draw new ones (by group if there are groups)")
+    max_corrupt: float = Field(0, ge=0, description="files that may be unreadable: a count (>= 1) or a share (< 1)")
+    duplicates: Literal["report", "drop", "fail"] = Field(
+        "report", description="what to do with a test image that is also in train (drop: leave it out of test)"
+    )
+    limit: int | None = Field(None, ge=2, description="at most this many samples per split, stratified")
+    class_names: tuple[str, ...] | None = None
+    manifest: Manifest = Manifest()
+    dicom: Dicom = Dicom()
+
+
+class Backbone(Section):
+    """The pretrained network and where its weights come from."""
+
+    name: str = Field("timm/tf_efficientnet_lite0", description="timm/<name> or torchvision/<name>")
+    weights: str = Field(
+        "default", description="default (the library's own, downloaded), none, package:<name>, or a file (.safetensors, .pth)"
+    )
+    allow_mismatch: bool = Field(False, description="accept weights that differ beyond the head")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the head")
+
+
+class Augment(Section):
+    """Random changes of training batches."""
+
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    crop: float = Field(1.0, gt=0, le=1, description="smallest share of the area kept by a random resized crop")
+    rotate: float = Field(0.0, ge=0, le=180, description="degrees, either way")
+    color: float = Field(0.0, ge=0, le=1, description="strength of brightness and contrast jitter")
+    erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is erased")
+
+
+class Transfer(Section):
+    """How the backbone is fitted to the task."""
+
+    strategy: Strategy = "full"
+    stages: int = Field(1, ge=1, description="how many of the last stages `partial` trains")
+    epochs: int = Field(5, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the head")
+    layer_decay: float = Field(0.8, gt=0, le=1, description="learning rate ratio from a stage to the one below it")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    balance: Literal["none", "weights", "sampler"] = "none"
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; default: none kept")
+    patience: int | None = Field(None, ge=1, description="epochs without a better validation metric before stopping")
+    autocast: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: bf16 on CUDA where it has it, off on the CPU")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    augment: Augment = Augment()
+
+
+class Export(Section):
+    opset: int = Field(20, ge=20, le=23)
+    batch: Profile = Profile()
+    tolerance: float = Field(
+        1e-4, gt=0, le=1e-2, description="largest error of the FP32 graph against the reference, as a share of the output's scale"
+    )
+
+
+class Calibration(Section):
+    """How INT8 ranges are found, on the training split."""
+
+    method: Literal["max", "entropy", "percentile"] = "entropy"
+    percentile: float = Field(99.99, gt=50, lt=100)
+    samples: int = Field(256, ge=1)
+
+
+class Gates(Section):
+    """Limits that fail a variant. `max_drop` is held against the unfavourable end of the interval."""
+
+    max_drop: float = Field(0.01, ge=0, le=1)
+    max_flips: float | None = Field(None, ge=0, le=1, description="share of test samples whose decision changes")
+    max_p50_ms: float | None = Field(None, gt=0)
+    max_p99_ms: float | None = Field(None, gt=0)
+    max_size_mb: float | None = Field(None, gt=0)
+
+
+class Verify(Section):
+    resamples: int = Field(2000, ge=200, le=100_000)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class Bench(Section):
+    samples: int = Field(300, ge=10, description="timed runs of each variant at batch 1")
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    threads: int | None = Field(None, ge=1, description="default: the cores this process may use")
+
+
+class Golden(Section):
+    """Samples a client can test itself with. They are copies of test inputs: choose `synthetic` where data may not leave."""
+
+    samples: int = Field(8, ge=2, le=256)
+    source: Literal["test", "synthetic"] = "test"
+
+
+class Recipe(Section):
+    """All that is asked of one model's life."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    description: str = ""
+    modality: Literal["image"] = "image"
+    task: Task = "auto"
+    metric: Literal["auc", "accuracy", "balanced_accuracy", "f1", "average_precision"] = "accuracy"
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Data
+    backbone: Backbone = Backbone()
+    transfer: Transfer = Transfer()
+    export: Export = Export()
+    precision: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
+    calibration: Calibration = Calibration()
+    targets: tuple[str, ...] = ("cpu",)
+    gates: Gates = Gates()
+    verify: Verify = Verify()
+    bench: Bench = Bench()
+    golden: Golden = Golden()
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(targets.resolve(name) for name in names))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not self.targets:
+            raise ValueError("targets: at least one is needed, for instance cpu")
+        if not self.precision:
+            raise ValueError("precision: at least one is needed, for instance fp32")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(source: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe from a file or from the shipped ones by name, apply `key.path=value`, check it whole.
+
+    A relative `data.path` or weights file in the recipe file is taken relative to the working directory,
+    as one on the command line is. Raises RecipeError with every mistake, one a line.
+    """
+    path = find(source)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of keys, for instance 'data: {{path: images/}}'")
+    document.setdefault("name", path.stem)
+    return parse(document, overrides or [], origin=str(path))
+
+
+def parse(document: dict[str, Any], overrides: list[str], origin: str = "recipe") -> Recipe:
+    """Check a mapping with overrides applied. Raises RecipeError with every mistake, one a line."""
+    mistakes = [mistake for text in overrides if (mistake := _apply(document, text))]
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        mistakes += [_explain(detail, document) for detail in error.errors()]
+    if mistakes:
+        raise RecipeError(f"{origin}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(mistakes))
+    return recipe
+
+
+def with_overrides(recipe: Recipe, overrides: list[str], **sections: Any) -> Recipe:
+    """A new recipe with `key.path=value` and whole sections replaced, checked again."""
+    document = recipe.model_dump(mode="json")
+    document.update({key: value for key, value in sections.items() if value is not None})
+    return parse(document, overrides, origin="command line")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    package = Path(__file__).parent
+    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def find(source: str | Path) -> Path:
+    """The file that `source` names: a path, or the name of a shipped recipe."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    known = shipped()
+    if path.stem in known and path.suffix in ("", ".yaml") and path.parent.name in ("", "recipes"):
+        return known[path.stem]
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RecipeError(f"no recipe {str(source)!r}{hint} (shipped: {', '.join(known)}; or the path of a YAML file)")
+
+
+def _apply(document: dict[str, Any], text: str) -> str | None:
+    """Set one `key.path=value` in place; returns what is wrong with it, if anything."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        return f"{text!r} is not of the form key.path=value, for instance data.path=images/"
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        parsed = value
+    *parents, last = key.split(".")
+    node = document
+    for name in parents:
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            return f"{key}: {name!r} holds a value, not a section"
+        node = child
+    node[last] = os.path.expanduser(parsed) if isinstance(parsed, str) else parsed  # noqa: PTH111
+    return None
+
+
+def _explain(detail: Any, document: dict[str, Any]) -> str:
+    """One line for one of pydantic's findings."""
+    where = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        *parents, last = (str(part) for part in detail["loc"])
+        valid = list(_section(parents).model_fields)
+        near = difflib.get_close_matches(last, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
+        return f"{where}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{where}: missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    got = detail.get("input")
+    shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    """The model class of the section at `path`."""
+    section: type[BaseModel] = Recipe
+    for name in path:
+        annotation = section.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return section

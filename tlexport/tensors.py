@@ -1,0 +1,35 @@
+"""Names, types and shapes of a graph's inputs and outputs, and the batch sizes an engine is built for."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class TensorSpec(BaseModel):
+    """One input or output. A dimension is an int or the name of a symbolic one (`"batch"`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    dtype: str  # numpy's name: uint8, float32 ...
+    shape: tuple[int | str, ...]
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        """The concrete shape with every symbolic dimension set to `batch`."""
+        return tuple(batch if isinstance(d, str) else d for d in self.shape)
+
+
+class Profile(BaseModel):
+    """Batch sizes an engine accepts (`min` to `max`) and is tuned for (`opt`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    min: int = 1
+    opt: int = 1
+    max: int = 64
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(f"a profile needs 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+        return self
