@@ -1,0 +1,53 @@
+"""tlexport: fine-tune a pretrained backbone, export, quantise and compile it, and prove that it is still the same model.
+
+run = tlexport.finetune("chest-xray", out="runs/cxr", overrides=["data.path=pneumoniamnist.npz"])
+result = tlexport.build(run, bundle="bundles/cxr", targets=["cpu", "sm89"])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlexport.errors import TlexportError
+
+if TYPE_CHECKING:
+    from tlexport.results import BuildResult
+    from tlexport.run import Run
+
+__all__ = ["TlexportError", "__version__", "build", "finetune"]
+
+__version__ = "0.1.0"
+
+
+def finetune(recipe: str | Path, *, out: str | Path, overrides: list[str] | None = None) -> Run:
+    """Fine-tune by a recipe (a file or a shipped name) into the run directory `out`, or resume the one that is there."""
+    from tlexport.progress import Silent
+    from tlexport.recipe import load
+    from tlexport.run import Run
+    from tlexport.stages import finetune as stage
+
+    resolved = load(recipe, overrides)
+    made = Run.create(out, resolved)
+    with made.lock():
+        stage.run(made, resolved, Silent())
+    return made
+
+
+def build(
+    run: Run | str | Path,
+    *,
+    bundle: str | Path,
+    targets: list[str] | None = None,
+    overrides: list[str] | None = None,
+) -> BuildResult:
+    """Export, quantise, compile, verify, bench and package a run. `failed` of the result names targets without a passing variant."""
+    from tlexport import stages
+    from tlexport.progress import Silent
+    from tlexport.recipe import with_overrides
+    from tlexport.run import Run
+
+    opened = run if isinstance(run, Run) else Run(run)
+    recipe = with_overrides(opened.recipe, overrides or [], targets=targets)
+    with opened.lock():
+        return stages.build(opened, recipe, Silent(), bundle=Path(bundle))

@@ -13,7 +13,8 @@ TlexportError             1   anything not named below
 │   ├── ReceiptError      9   the engine's real precisions are not what was asked
 │   └── BackendCrash      9   the compiler or runtime died or hung in its own process
 ├── GateError             10  measured, and over the limit the recipe states
-└── BundleError           11  the bundle is incomplete, altered or has no passing verdict
+├── BundleError           11  the bundle is incomplete, altered or has no passing verdict
+└── TrainingError         12  fine-tuning diverged or cannot be judged
 
 Exit code 130 is an interrupt (Ctrl-C), 143 a termination request: the run resumes with the same command.
 Each message says what happened, what was available and what to do next.
@@ -35,6 +36,7 @@ __all__ = [
     "RunError",
     "StorageError",
     "TlexportError",
+    "TrainingError",
     "WeightsError",
 ]
 
@@ -102,3 +104,7 @@ class GateError(TlexportError):
 
 class BundleError(TlexportError):
     exit_code = 11
+
+
+class TrainingError(TlexportError):
+    exit_code = 12

@@ -42,7 +42,9 @@ class Manifest(Section):
     label: str | tuple[str, ...] = "label"
     split: str | None = "split"
     group: str | None = "group"
-    root: str | None = Field(None, description="folder that image paths are relative to; default: the CSV's own")
+    root: str | None = Field(
+        None, description="folder that image paths are relative to; default: the CSV's own"
+    )
 
 
 class Dicom(Section):
@@ -50,22 +52,30 @@ class Dicom(Section):
 
     frame: int = Field(0, ge=0, description="which frame of a multi-frame file")
     window: tuple[float, float] | None = Field(
-        None, description="centre and width in modality units (for CT: Hounsfield); default: the file's own VOI"
+        None,
+        description="centre and width in modality units (for CT: Hounsfield); default: the file's own VOI",
     )
 
 
 class Data(Section):
     """Where samples come from and how they are split and prepared."""
 
-    path: str = Field(description="folder, .npz, .csv, torchvision/<Dataset>, medmnist/<name> or sklearn/digits")
+    path: str = Field(
+        description="folder, .npz, .csv, torchvision/<Dataset>, medmnist/<name> or sklearn/digits"
+    )
     image_size: int = Field(224, ge=8, le=2048, description="pixels; images reach the model as squares")
     channels: Literal[1, 3] | None = Field(None, description="grey (1) or RGB (3); default: as the data is")
     resize: Literal["crop", "squash", "pad"] = "crop"
     split: SplitFractions = SplitFractions()
-    resplit: bool = Field(False, description="ignore the data's own splits and draw new ones (by group if there are groups)")
-    max_corrupt: float = Field(0, ge=0, description="files that may be unreadable: a count (>= 1) or a share (< 1)")
+    resplit: bool = Field(
+        False, description="ignore the data's own splits and draw new ones (by group if there are groups)"
+    )
+    max_corrupt: float = Field(
+        0, ge=0, description="files that may be unreadable: a count (>= 1) or a share (< 1)"
+    )
     duplicates: Literal["report", "drop", "fail"] = Field(
-        "report", description="what to do with a test image that is also in train (drop: leave it out of test)"
+        "report",
+        description="what to do with a test image that is also in train (drop: leave it out of test)",
     )
     limit: int | None = Field(None, ge=2, description="at most this many samples per split, stratified")
     class_names: tuple[str, ...] | None = None
@@ -78,7 +88,8 @@ class Backbone(Section):
 
     name: str = Field("timm/tf_efficientnet_lite0", description="timm/<name> or torchvision/<name>")
     weights: str = Field(
-        "default", description="default (the library's own, downloaded), none, package:<name>, or a file (.safetensors, .pth)"
+        "default",
+        description="default (the library's own, downloaded), none, package:<name>, or a file (.safetensors, .pth)",
     )
     allow_mismatch: bool = Field(False, description="accept weights that differ beyond the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the head")
@@ -89,7 +100,9 @@ class Augment(Section):
 
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    crop: float = Field(1.0, gt=0, le=1, description="smallest share of the area kept by a random resized crop")
+    crop: float = Field(
+        1.0, gt=0, le=1, description="smallest share of the area kept by a random resized crop"
+    )
     rotate: float = Field(0.0, ge=0, le=180, description="degrees, either way")
     color: float = Field(0.0, ge=0, le=1, description="strength of brightness and contrast jitter")
     erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is erased")
@@ -104,14 +117,22 @@ class Transfer(Section):
     batch_size: int = Field(32, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the head")
-    layer_decay: float = Field(0.8, gt=0, le=1, description="learning rate ratio from a stage to the one below it")
+    layer_decay: float = Field(
+        0.8, gt=0, le=1, description="learning rate ratio from a stage to the one below it"
+    )
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     balance: Literal["none", "weights", "sampler"] = "none"
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights; default: none kept")
-    patience: int | None = Field(None, ge=1, description="epochs without a better validation metric before stopping")
-    autocast: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: bf16 on CUDA where it has it, off on the CPU")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights; default: none kept"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better validation metric before stopping"
+    )
+    autocast: Literal["auto", "off", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on CUDA where it has it, off on the CPU"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     augment: Augment = Augment()
 
@@ -120,7 +141,10 @@ class Export(Section):
     opset: int = Field(20, ge=20, le=23)
     batch: Profile = Profile()
     tolerance: float = Field(
-        1e-4, gt=0, le=1e-2, description="largest error of the FP32 graph against the reference, as a share of the output's scale"
+        1e-4,
+        gt=0,
+        le=1e-2,
+        description="largest error of the FP32 graph against the reference, as a share of the output's scale",
     )
 
 
@@ -136,7 +160,9 @@ class Gates(Section):
     """Limits that fail a variant. `max_drop` is held against the unfavourable end of the interval."""
 
     max_drop: float = Field(0.01, ge=0, le=1)
-    max_flips: float | None = Field(None, ge=0, le=1, description="share of test samples whose decision changes")
+    max_flips: float | None = Field(
+        None, ge=0, le=1, description="share of test samples whose decision changes"
+    )
     max_p50_ms: float | None = Field(None, gt=0)
     max_p99_ms: float | None = Field(None, gt=0)
     max_size_mb: float | None = Field(None, gt=0)
@@ -223,7 +249,9 @@ def parse(document: dict[str, Any], overrides: list[str], origin: str = "recipe"
     except ValidationError as error:
         mistakes += [_explain(detail, document) for detail in error.errors()]
     if mistakes:
-        raise RecipeError(f"{origin}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(mistakes))
+        raise RecipeError(
+            f"{origin}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}\n  " + "\n  ".join(mistakes)
+        )
     return recipe
 
 
@@ -251,7 +279,9 @@ def find(source: str | Path) -> Path:
         return known[path.stem]
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(f"no recipe {str(source)!r}{hint} (shipped: {', '.join(known)}; or the path of a YAML file)")
+    raise RecipeError(
+        f"no recipe {str(source)!r}{hint} (shipped: {', '.join(known)}; or the path of a YAML file)"
+    )
 
 
 def _apply(document: dict[str, Any], text: str) -> str | None:
@@ -283,7 +313,9 @@ def _explain(detail: Any, document: dict[str, Any]) -> str:
         *parents, last = (str(part) for part in detail["loc"])
         valid = list(_section(parents).model_fields)
         near = difflib.get_close_matches(last, valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
+        hint = (
+            f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"valid here: {', '.join(valid)}"
+        )
         return f"{where}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{where}: missing"

@@ -1,8 +1,8 @@
 """The run directory: paths, the manifest, atomic writes, locks, and skipping what is unchanged.
 
-    run/ recipe.yaml checkpoint/ graphs/ golden/ variants/<name>/ verify.json bench.json report.html
-         manifest.json      every stage: config, input and output hashes, versions, seconds, result
-         cache/             prepared data and features; may be deleted at any time
+run/ recipe.yaml checkpoint/ graphs/ golden/ variants/<name>/ verify.json bench.json report.html
+     manifest.json      every stage: config, input and output hashes, versions, seconds, result
+     cache/             prepared data and features; may be deleted at any time
 """
 
 from __future__ import annotations
@@ -29,7 +29,19 @@ from tlexport.errors import RunError, StorageError
 from tlexport.recipe import Recipe, parse
 
 MANIFEST_VERSION = 1
-RECORDED_VERSIONS = ("tlexport", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "openvino", "tensorrt-rtx", "tensorrt", "numpy")
+RECORDED_VERSIONS = (
+    "tlexport",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt-rtx",
+    "tensorrt",
+    "numpy",
+)
 _PARTIAL = ".partial"
 
 ResultT = TypeVar("ResultT", bound=BaseModel)
@@ -41,7 +53,9 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "recipe.yaml").is_file():
-            raise RunError(f"{self.path} is not a run (no recipe.yaml in it); start one with: tlexport finetune RECIPE --out {self.path}")
+            raise RunError(
+                f"{self.path} is not a run (no recipe.yaml in it); start one with: tlexport finetune RECIPE --out {self.path}"
+            )
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe) -> Run:
@@ -55,11 +69,15 @@ class Run:
             existing = path / "recipe.yaml"
             if existing.is_file():
                 if _read_recipe(existing) != recipe:
-                    raise RunError(f"{path} holds a run of another recipe ({_difference(_read_recipe(existing), recipe)}); choose another --out or remove it")
+                    raise RunError(
+                        f"{path} holds a run of another recipe ({_difference(_read_recipe(existing), recipe)}); choose another --out or remove it"
+                    )
             else:
                 strangers = [entry.name for entry in path.iterdir() if not entry.name.endswith(_PARTIAL)]
                 if strangers:
-                    raise RunError(f"{path} is not empty and is not a run (it holds {', '.join(sorted(strangers)[:5])}); choose another --out")
+                    raise RunError(
+                        f"{path} is not empty and is not a run (it holds {', '.join(sorted(strangers)[:5])}); choose another --out"
+                    )
                 write_text(existing, recipe.to_yaml())
         return cls(path)
 
@@ -79,9 +97,13 @@ class Run:
         try:
             document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is not valid JSON ({error}); remove it to run the stages again") from error
+            raise RunError(
+                f"{path} is not valid JSON ({error}); remove it to run the stages again"
+            ) from error
         if document.get("manifest_version") != MANIFEST_VERSION:
-            raise RunError(f"{path} has version {document.get('manifest_version')}, this tlexport reads {MANIFEST_VERSION}")
+            raise RunError(
+                f"{path} has version {document.get('manifest_version')}, this tlexport reads {MANIFEST_VERSION}"
+            )
         return document
 
     def result(self, stage: str, kind: type[ResultT]) -> ResultT:
@@ -105,7 +127,9 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RunError(f"{self.path} is in use by another tlexport process; wait for it or choose another run") from error
+                raise RunError(
+                    f"{self.path} is in use by another tlexport process; wait for it or choose another run"
+                ) from error
             yield
 
     def stage(self, name: str, config: dict[str, Any], inputs: list[Path]) -> StageRecord:
@@ -169,7 +193,11 @@ def digest(path: Path) -> str:
             whole.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
         return whole.hexdigest()
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_blocks(handle)
+        return (
+            hashlib.file_digest(handle, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest_blocks(handle)
+        )
 
 
 def _digest_blocks(handle: Any) -> str:

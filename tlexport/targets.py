@@ -49,7 +49,9 @@ def resolve(name: str) -> str:
         return key
     near = difflib.get_close_matches(key, [*KNOWN, *ALIASES], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown target {name!r}{hint} (targets: {', '.join(KNOWN)}; or a name such as l4, rtx4090)")
+    raise ValueError(
+        f"unknown target {name!r}{hint} (targets: {', '.join(KNOWN)}; or a name such as l4, rtx4090)"
+    )
 
 
 def compute_capability(target: str) -> tuple[int, int]:

@@ -31,5 +31,7 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise ValueError(f"a profile needs 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+            raise ValueError(
+                f"a profile needs 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}"
+            )
         return self

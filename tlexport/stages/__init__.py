@@ -1,1 +1,51 @@
+"""The stages, in the order a build runs them. Each reads the run and adds to it; none imports another."""
 
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tlexport.errors import GateError, TlexportError
+from tlexport.progress import Progress
+from tlexport.recipe import Recipe
+from tlexport.results import BuildResult, Variant
+from tlexport.run import Run
+from tlexport.stages import bench, compile, export, package, quantize, report, verify
+
+
+def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> BuildResult:
+    """export -> quantize -> compile -> verify -> bench -> package; what is unchanged is skipped.
+
+    Targets without a passing variant are listed in `failed`, and no bundle is written then.
+    """
+    seconds: dict[str, float] = {}
+    for name, stage in (
+        ("export", export),
+        ("quantize", quantize),
+        ("compile", compile),
+        ("verify", verify),
+        ("bench", bench),
+    ):
+        started = time.monotonic()
+        stage.run(run, recipe, progress)
+        seconds[name] = round(time.monotonic() - started, 2)
+    measured = bench.load(run)
+    html = report.run(run, recipe, progress)
+    started = time.monotonic()
+    packaged, failed = None, {}
+    try:
+        packaged = package.run(run, recipe, progress, out=bundle)
+    except GateError as error:
+        failed = package.failures(measured.variants, recipe.targets) or {"all": str(error)}
+    seconds["package"] = round(time.monotonic() - started, 2)
+    return BuildResult(
+        run=str(run.path),
+        bundle=packaged.bundle if packaged else None,
+        report=str(html),
+        chosen=packaged.chosen if packaged else {},
+        reasons=packaged.reasons if packaged else {},
+        reference=measured.reference,
+        variants=measured.variants,
+        seconds=seconds,
+        failed=failed,
+    )

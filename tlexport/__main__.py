@@ -1,0 +1,6 @@
+"""`python -m tlexport` and the `tlexport` command."""
+
+from tlexport.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,586 @@
+"""The command line: parse, call one function, show. The only place that prints and exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from tlexport.errors import GateError, TlexportError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
+
+    from tlexport.console import Terminal
+    from tlexport.recipe import Recipe
+    from tlexport.results import Variant
+    from tlexport.run import Run
+
+app = typer.Typer(
+    name="tlexport",
+    help="Fine-tune a pretrained backbone, export, quantise and compile it, and prove that it is still the same model.",
+    epilog="Start with: tlexport finetune digits-quickstart --out runs/digits && tlexport build runs/digits",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(
+    help="List, show or copy the shipped recipes.", rich_markup_mode=None, invoke_without_command=True
+)
+app.add_typer(recipes_app, name="recipes")
+
+
+class Output:
+    """How this call talks: set from the flags of the command that runs."""
+
+    as_json = False
+    quiet = False
+    debug = False
+
+
+def _set(name: str) -> Any:
+    def callback(value: bool) -> bool:
+        if value:
+            setattr(Output, name, True)
+        return value
+
+    return callback
+
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=_set("as_json"),
+        help="One JSON object on standard output (schema: tlexport schema COMMAND).",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_set("quiet"), help="No progress on standard error.")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set("debug"), help="Show a traceback if something fails.")
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run directory, as made by finetune.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Recipe values to override, for instance data.path=images/.",
+        show_default=False,
+    ),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        help="cpu, sm75 ... sm121, or a name such as l4 or rtx4090; repeatable.",
+        show_default=False,
+    ),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", "-p", help="fp32, fp16 or int8; repeatable.", show_default=False),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        min=0,
+        max=1,
+        help="Largest drop of the metric, at the interval's unfavourable end.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(epilog="Example: tlexport finetune chest-xray data.path=pneumoniamnist.npz --out runs/cxr")
+def finetune(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped one (tlexport recipes).", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run directory; default runs/<recipe name>.", show_default=False),
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="probe, partial or full.", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs.", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the split, the head and the order of samples.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")
+    ] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a backbone by a recipe into a run directory. The same command resumes what was interrupted."""
+    from tlexport.recipe import load
+
+    flags = {"transfer.strategy": strategy, "transfer.epochs": epochs, "seed": seed}
+    resolved = load(
+        recipe, [*(overrides or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    )
+    if dry_run:
+        _print_recipe(resolved)
+        return
+    from tlexport.run import Run
+    from tlexport.stages import finetune as stage
+
+    made = Run.create(out or Path("runs") / resolved.name, resolved)
+    with made.lock():
+        result = stage.run(made, resolved, _progress())
+    metrics = {
+        f"test {name}": f"{value:.4f}   (val {result.metrics.val.get(name, float('nan')):.4f})"
+        for name, value in result.metrics.test.items()
+    }
+    rows = {
+        "run": result.run,
+        "model": f"{result.backbone}, {result.strategy}, {result.epochs} epochs, best {result.best_epoch}",
+        **metrics,
+        "time": f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s on {result.device}",
+        "next": f"tlexport build {result.run}",
+    }
+    _show(result, _pairs(rows))
+
+
+@app.command(
+    epilog="Example: tlexport build runs/cxr --target cpu --target sm89 --max-drop 0.005 --out bundles/cxr"
+)
+def build(
+    run: RunPath,
+    overrides: Overrides = None,
+    target: Targets = None,
+    precision: Precisions = None,
+    max_drop: MaxDrop = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Bundle directory; default bundles/<name of the run>.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, do nothing.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Export, quantise, compile, verify, bench and package: the whole way from a run to a bundle."""
+    opened, recipe = _open(run, overrides, target, precision, max_drop)
+    if dry_run:
+        _print_recipe(recipe)
+        return
+    from tlexport import stages
+
+    with opened.lock():
+        result = stages.build(
+            opened, recipe, _progress(), bundle=out or Path("bundles") / opened.path.resolve().name
+        )
+    rows = {
+        f"chosen for {name}": f"{variant} ({result.reasons[name]})" for name, variant in result.chosen.items()
+    }
+    rows |= {f"FAILED for {name}": why for name, why in result.failed.items()}
+    rows |= {
+        "bundle": result.bundle or "none: a target has no passing variant",
+        "report": result.report or "none",
+    }
+    _show(
+        result, _variants(result.reference, result.variants, recipe.metric, result.chosen), "", _pairs(rows)
+    )
+    _gate(result.failed)
+
+
+@app.command(epilog="Example: tlexport export runs/cxr export.opset=21")
+def export(
+    run: RunPath, overrides: Overrides = None, json_: Json = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Make the FP32 graph, check it against eager PyTorch on real images, keep golden samples."""
+    opened, recipe = _open(run, overrides)
+    from tlexport.stages import export as stage
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress())
+    rows = {
+        f"batch {entry.batch}": f"{entry.output}: error {entry.max_abs_error:.2e}, {entry.relative:.2e} of the scale"
+        for entry in result.parity
+    }
+    _show(
+        result,
+        _pairs({"graph": f"{result.graph}, {result.size_bytes / 1e6:.1f} MB, opset {result.opset}", **rows}),
+    )
+
+
+@app.command(epilog="Example: tlexport quantize runs/cxr --precision int8 calibration.method=percentile")
+def quantize(
+    run: RunPath,
+    overrides: Overrides = None,
+    target: Targets = None,
+    precision: Precisions = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make the typed FP16 and INT8 graphs; INT8 ranges come from training images."""
+    opened, recipe = _open(run, overrides, target, precision)
+    from tlexport.stages import quantize as stage
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress())
+    rows = {
+        info.file: f"{info.size_bytes / 1e6:.1f} MB, {', '.join(f'{d} x {n}' for d, n in info.compute.items())}"
+        for info in result.graphs
+    }
+    _show(result, _pairs(rows))
+
+
+@app.command("compile", epilog="Example: tlexport compile runs/cxr --target sm89 --target sm120")
+def compile_(
+    run: RunPath,
+    overrides: Overrides = None,
+    target: Targets = None,
+    precision: Precisions = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compile every (graph, backend, target) this machine can, each with a receipt of its real precisions."""
+    opened, recipe = _open(run, overrides, target, precision)
+    from tlexport.stages import compile as stage
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress())
+    _show(
+        result,
+        _pairs({v.name: f"{v.file or v.verdict}  {v.receipt or ''}  {v.reason}" for v in result.variants}),
+    )
+    _gate({v.name: v.reason for v in result.variants if v.verdict == "fail"})
+
+
+@app.command(epilog="Example: tlexport verify runs/cxr --max-drop 0.005")
+def verify(
+    run: RunPath,
+    overrides: Overrides = None,
+    max_drop: MaxDrop = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run every variant on the test split and hold it against the reference; exit 10 if a target has none that passes."""
+    opened, recipe = _open(run, overrides, max_drop=max_drop)
+    from tlexport.results import Variant
+    from tlexport.stages import package
+    from tlexport.stages import verify as stage
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress())
+    reference = Variant(
+        name="torch-eager",
+        backend="eager",
+        target="cpu",
+        precision="fp32",
+        metric=result.reference,
+        verdict="reference",
+    )
+    _show(result, _variants(reference, result.variants, recipe.metric, {}))
+    _gate(package.failures(result.variants, list({v.target for v in result.variants})))
+
+
+@app.command(epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2")
+def bench(
+    run: RunPath, overrides: Overrides = None, json_: Json = False, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Time the reference and every passing variant in turns in one process; raw samples are kept."""
+    opened, recipe = _open(run, overrides)
+    from tlexport.stages import bench as stage
+    from tlexport.stages import package
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress())
+    _show(
+        result,
+        _variants(result.reference, result.variants, recipe.metric, {}),
+        f"{result.threads} threads; raw samples: {result.raw}",
+    )
+    _gate(package.failures(result.variants, list({v.target for v in result.variants})))
+
+
+@app.command(epilog="Example: tlexport package runs/cxr --out bundles/cxr")
+def package(
+    run: RunPath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Bundle directory; default bundles/<name of the run>.", show_default=False
+        ),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the bundle: the chosen variant of each target with its evidence. Refused without a passing verdict."""
+    opened, recipe = _open(run, overrides)
+    from tlexport.stages import package as stage
+
+    with opened.lock():
+        result = stage.run(
+            opened, recipe, _progress(), out=out or Path("bundles") / opened.path.resolve().name
+        )
+    _show(
+        result,
+        _pairs(
+            {
+                "bundle": result.bundle,
+                **{f"chosen for {t}": f"{v} ({result.reasons[t]})" for t, v in result.chosen.items()},
+            }
+        ),
+    )
+
+
+@app.command(epilog="Example: tlexport inspect bundles/cxr")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle or a run.", show_default=False)],
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What is in a bundle or a run, and what was measured. A bundle's hashes are checked; nothing in it is loaded."""
+    from tlexport.bundle.describe import describe
+
+    result = describe(path)
+    _show(
+        result,
+        _pairs(
+            {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in result.summary.items()
+            }
+        ),
+    )
+
+
+@app.command(epilog="Example: tlexport doctor --json")
+def doctor(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """What this machine can build and run, and what to install for the rest."""
+    from tlexport.doctor import examine
+
+    result = examine()
+    backends = {
+        b.name: (
+            f"{b.version}  builds {', '.join(b.builds) or '-'}; runs {', '.join(b.runs) or '-'}  {b.note}"
+            if b.installed
+            else f"not installed  {b.note}"
+        )
+        for b in result.backends
+    }
+    machine = result.machine
+    rows = {
+        "cpu": f"{machine['cpu']}, {machine['physical_cores']} cores, {', '.join(machine['isa']) or 'no vector extensions found'}"
+    }
+    rows |= {"gpu": ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none"}
+    _show(result, _pairs(rows), "", _pairs(backends), "", _pairs(result.targets), "", _pairs(result.versions))
+
+
+@app.command(epilog="Example: tlexport schema build > build.schema.json")
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(help="A command's name, recipe, or bundle.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json, of recipes, or of a bundle's manifest."""
+    from tlexport.bundle.manifest import Manifest
+    from tlexport.errors import RecipeError
+    from tlexport.recipe import Recipe
+    from tlexport.results import SCHEMAS
+
+    known: dict[str, type[BaseModel]] = {**SCHEMAS, "recipe": Recipe, "bundle": Manifest}
+    if name is None:
+        sys.stdout.write("\n".join(known) + "\n")
+    elif name in known:
+        sys.stdout.write(json.dumps(known[name].model_json_schema(), indent=2) + "\n")
+    else:
+        raise RecipeError(f"no schema {name!r} (known: {', '.join(known)})")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command("list")
+def recipes_list(json_: Json = False, debug: Debug = False) -> None:
+    """The shipped recipes."""
+    from tlexport.recipe import load, shipped
+    from tlexport.results import RecipesResult
+
+    result = RecipesResult(recipes={name: load(path).description for name, path in shipped().items()})
+    _show(result, _pairs(result.recipes))
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print a recipe as it is shipped, or resolved with --json."""
+    from tlexport.recipe import find, load
+
+    if Output.as_json:
+        _print_recipe(load(name))
+    else:
+        sys.stdout.write(find(name).read_text(encoding="utf-8"))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
+    to: Annotated[Path, typer.Argument(help="File or directory to write to.")] = Path(),
+    debug: Debug = False,
+) -> None:
+    """Copy a shipped recipe, to change it. An existing file is left alone."""
+    from tlexport.errors import StorageError
+    from tlexport.recipe import find
+    from tlexport.run import write_text
+
+    source = find(name)
+    destination = to / source.name if to.is_dir() else to
+    if destination.exists():
+        raise StorageError(f"{destination} exists and is left alone; name another file")
+    write_text(destination, source.read_text(encoding="utf-8"))
+    sys.stdout.write(f"{destination}\n")
+
+
+def main() -> NoReturn:
+    """Run the command line; every error becomes one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except TlexportError as error:
+        _fail(str(error), type(error).__name__, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command resumes", "Interrupted", 130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:  # noqa: BLE001 (the one place where anything unforeseen ends as an exit code)
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            _fail(error.format_message(), "UsageError", error.exit_code)
+        _fail(*_unforeseen(error))
+    sys.exit(0)
+
+
+def _unforeseen(error: Exception) -> tuple[str, str, int]:
+    """A full disk or a lost permission is the user's to mend, wherever it happens; the rest is ours."""
+    from tlexport.run import storage_errors
+
+    try:
+        with storage_errors(Path()):
+            raise error
+    except TlexportError as known:
+        return str(known), type(known).__name__, known.exit_code
+    except Exception as unknown:  # noqa: BLE001
+        return f"unexpected {type(unknown).__name__}: {unknown} (--debug shows where)", "Unexpected", 1
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, kind: str, code: int) -> NoReturn:
+    if Output.debug:
+        traceback.print_exc()
+    if Output.as_json:
+        _print_json({"error": message, "kind": kind, "exit_code": code})
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _gate(failed: dict[str, str]) -> None:
+    """Exit with the gate's code after the result has been shown."""
+    if failed:
+        sys.stderr.write("error: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "\n")
+        raise typer.Exit(GateError.exit_code)
+
+
+def _open(
+    run: Path,
+    overrides: list[str] | None,
+    target: list[str] | None = None,
+    precision: list[str] | None = None,
+    max_drop: float | None = None,
+) -> tuple[Run, Recipe]:
+    """The run, and its recipe with this call's flags applied."""
+    from tlexport.recipe import with_overrides
+    from tlexport.run import Run
+
+    opened = Run(run)
+    flags = [f"gates.max_drop={max_drop}"] if max_drop is not None else []
+    return opened, with_overrides(
+        opened.recipe, [*(overrides or []), *flags], targets=target, precision=precision
+    )
+
+
+def _progress() -> Terminal:
+    from tlexport.console import Terminal
+
+    return Terminal(quiet=Output.quiet)
+
+
+def _show(result: BaseModel, *parts: RenderableType) -> None:
+    """The one thing on standard output: the JSON object, or its tables."""
+    if Output.as_json:
+        _print_json(result.model_dump(mode="json"))
+        return
+    from tlexport.console import results
+
+    console = results()
+    for part in parts:
+        console.print(part, soft_wrap=False)
+
+
+def _pairs(rows: dict[str, str]) -> RenderableType:
+    from tlexport.console import pairs_table
+
+    return pairs_table(rows)
+
+
+def _variants(
+    reference: Variant, variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
+) -> RenderableType:
+    from tlexport.console import variants_table
+
+    return variants_table(reference, variants, metric, chosen)
+
+
+def _print_recipe(recipe: Recipe) -> None:
+    if Output.as_json:
+        _print_json(recipe.model_dump(mode="json"))
+    else:
+        sys.stdout.write(recipe.to_yaml())
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    try:
+        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

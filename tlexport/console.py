@@ -1,0 +1,121 @@
+"""What a person sees: progress with ETA on a terminal, plain lines elsewhere, and tables. Everything goes to stderr but results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from tlexport.progress import Step
+from tlexport.results import Variant
+
+PLAIN_INTERVAL = 10.0
+
+
+class Terminal:
+    """Progress for people: a bar with ETA on a terminal; elsewhere a line when ten seconds have passed."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def bar(self, label: str) -> Iterator[Step]:
+        with self._live(label) if self.console.is_terminal else self._plain(label) as step:
+            yield step
+
+    @contextmanager
+    def _live(self, label: str) -> Iterator[Step]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with RichProgress(*columns, console=self.console, transient=True) as live:
+            task = live.add_task(label, total=None)
+            yield lambda done, total: live.update(task, completed=done, total=total)
+
+    @contextmanager
+    def _plain(self, label: str) -> Iterator[Step]:
+        started = last = time.monotonic()
+
+        def step(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PLAIN_INTERVAL and done:
+                last = now
+                left = (now - started) / done * (total - done)
+                self.say(f"{label}: {done}/{total}, {left:.0f} s left")
+
+        yield step
+
+
+def results() -> Console:
+    """The console for a command's result: standard output."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+def variants_table(
+    reference: Variant, variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
+) -> Table:
+    """One row a variant: accuracy, drop, latency, size, verdict. `*` marks what was chosen."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, side in (
+        ("variant", "left"),
+        (metric, "right"),
+        ("drop [worst]", "right"),
+        ("p50 ms", "right"),
+        ("p99 ms", "right"),
+        ("speed-up", "right"),
+        ("size MB", "right"),
+        ("verdict", "left"),
+    ):
+        table.add_column(heading, justify=side, no_wrap=heading != "verdict")  # type: ignore[arg-type]
+    for variant in (reference, *variants):
+        mark = "*" if variant.name in chosen.values() else " "
+        worst = f" [{variant.drop_high:+.4f}]" if variant.drop_high is not None else ""
+        style = {"fail": "red", "refused": "dim"}.get(variant.verdict, "green" if mark == "*" else None)
+        verdict = (
+            f"{variant.verdict}: {variant.reason}"
+            if variant.verdict in ("fail", "refused")
+            else variant.verdict
+        )
+        table.add_row(
+            f"{mark} {variant.name}",
+            _number(variant.metric, ".4f"),
+            _number(variant.drop, "+.4f") + worst.replace("[", r"\["),
+            _number(variant.p50_ms, ".2f"),
+            _number(variant.p99_ms, ".2f"),
+            _number(variant.speedup, ".2f", "x"),
+            _number(variant.size_bytes / 1e6 if variant.size_bytes else None, ".1f"),
+            verdict.replace("[", r"\["),
+            style=style,
+        )
+    return table
+
+
+def pairs_table(rows: dict[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for key, value in rows.items():
+        table.add_row(key.replace("[", r"\["), value.replace("[", r"\["))
+    return table
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

@@ -1,0 +1,219 @@
+"""What each command returns with `--json`; `tlexport schema NAME` prints these as JSON Schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Result(BaseModel):
+    """Base of every stage's result: plain values, so that it can be stored in the run and printed."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class WeightsSummary(Result):
+    """How the pretrained weights fitted the backbone; tensor counts."""
+
+    source: str
+    matched: int
+    total: int
+    head: tuple[str, ...] = Field((), description="tensors of the old head, left out")
+    missing: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+class Metrics(Result):
+    """Metric name -> value (`auc`, `accuracy`, `balanced_accuracy`, `ece` ...) per split."""
+
+    val: dict[str, float]
+    test: dict[str, float]
+
+
+class FinetuneResult(Result):
+    run: str
+    strategy: str
+    backbone: str
+    task: str
+    classes: tuple[str, ...]
+    samples: dict[str, int] = Field(description="per split")
+    metric: str = Field(description="the recipe's metric: chosen the best epoch, judges every variant")
+    metrics: Metrics
+    epochs: int
+    best_epoch: int
+    seconds: float
+    images_per_second: float
+    device: str
+    resumed_from: int = Field(0, description="epochs that an earlier, interrupted call had done")
+    weights: WeightsSummary
+    corrupt: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = Field((), description="test images that are also in train")
+    notes: tuple[str, ...] = ()
+
+
+class ExportParity(Result):
+    """Largest error of the FP32 graph in ONNX Runtime against eager PyTorch on real images."""
+
+    output: str
+    batch: int
+    max_abs_error: float
+    scale: float
+    relative: float
+
+
+class ExportResult(Result):
+    run: str
+    graph: str
+    opset: int
+    parameters: int
+    size_bytes: int
+    parity: tuple[ExportParity, ...]
+    golden: int = Field(description="golden samples kept")
+
+
+class GraphInfo(Result):
+    name: str
+    precision: str
+    file: str
+    size_bytes: int
+    compute: dict[str, int] = Field(description="compute nodes (Conv, Gemm, MatMul) per dtype")
+
+
+class QuantizeResult(Result):
+    run: str
+    graphs: tuple[GraphInfo, ...]
+    calibration_samples: int
+    calibration_method: str
+
+
+class Variant(Result):
+    """One (graph, backend, target). Values that were not measured are null, never estimated."""
+
+    name: str
+    backend: str
+    target: str
+    precision: str
+    metric: float | None = Field(None, description="the recipe's metric on the test split")
+    drop: float | None = Field(None, description="reference minus variant; positive is worse")
+    drop_low: float | None = None
+    drop_high: float | None = Field(
+        None, description="unfavourable end of the paired interval; the gate holds this"
+    )
+    flips: int | None = Field(None, description="test samples whose decision changed")
+    flips_upper: float | None = Field(None, description="upper confidence bound of the share of flips")
+    max_abs_error: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    count: int | None = Field(None, description="timed runs behind the percentiles")
+    speedup: float | None = Field(
+        None, description="median latency of torch eager over this variant's, batch 1"
+    )
+    throughput: dict[str, float] | None = Field(None, description="images per second by batch size")
+    size_bytes: int | None = None
+    sha256: str | None = None
+    file: str | None = Field(None, description="artifact, relative to the run")
+    receipt: str | None = Field(None, description="dtypes the compute layers were really built with")
+    judged_by: str | None = Field(None, description="what executed the graph for the accuracy numbers")
+    verdict: str = "unjudged"  # pass | fail | compiled, not run here | refused | unjudged
+    reason: str = ""
+
+
+class CompileResult(Result):
+    run: str
+    variants: tuple[Variant, ...]
+
+
+class VerifyResult(Result):
+    run: str
+    metric: str
+    reference: float
+    samples: int
+    confidence: float
+    gates: dict[str, Any]
+    variants: tuple[Variant, ...]
+
+
+class BenchResult(Result):
+    run: str
+    reference: Variant
+    variants: tuple[Variant, ...]
+    threads: int
+    machine: dict[str, Any]
+    withheld: tuple[str, ...] = Field((), description="percentiles not stated, and why")
+    raw: str = Field(description="file with every timed run in seconds, relative to the run")
+
+
+class PackageResult(Result):
+    run: str
+    bundle: str
+    chosen: dict[str, str] = Field(description="target -> variant")
+    reasons: dict[str, str] = Field(description="target -> why this one")
+    files: int
+    size_bytes: int
+
+
+class BuildResult(Result):
+    run: str
+    bundle: str | None
+    report: str | None
+    chosen: dict[str, str]
+    reasons: dict[str, str]
+    reference: Variant
+    variants: tuple[Variant, ...]
+    seconds: dict[str, float] = Field(description="per stage; 0 where it was unchanged and skipped")
+    failed: dict[str, str] = Field(default_factory=dict, description="target -> why no variant passed")
+
+
+class BackendInfo(Result):
+    name: str
+    installed: bool
+    version: str
+    builds: tuple[str, ...]
+    runs: tuple[str, ...]
+    note: str
+
+
+class DoctorResult(Result):
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    backends: tuple[BackendInfo, ...]
+    targets: dict[str, str] = Field(description="target -> what can be done for it here")
+
+
+class InspectResult(Result):
+    path: str
+    kind: str
+    summary: dict[str, Any]
+
+
+class RecipesResult(Result):
+    recipes: dict[str, str] = Field(description="name -> description")
+
+
+class ErrorResult(Result):
+    """What any command prints with --json when it fails."""
+
+    error: str
+    kind: str
+    exit_code: int
+
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "finetune": FinetuneResult,
+    "export": ExportResult,
+    "quantize": QuantizeResult,
+    "compile": CompileResult,
+    "verify": VerifyResult,
+    "bench": BenchResult,
+    "package": PackageResult,
+    "build": BuildResult,
+    "doctor": DoctorResult,
+    "inspect": InspectResult,
+    "recipes": RecipesResult,
+    "error": ErrorResult,
+}

@@ -1,0 +1,134 @@
+"""compile: every (graph, backend, target) that can be made here becomes a variant with a receipt of its real precisions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tlexport.backends import registry
+from tlexport.errors import BackendCrash, CompileError
+from tlexport.graph import inspect, trace
+from tlexport.progress import Progress
+from tlexport.recipe import Recipe
+from tlexport.results import CompileResult, Variant
+from tlexport.run import Run, digest, replacing, write_json
+
+TIMEOUT = 1800.0
+
+
+def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
+    """Compile into variants/<name>/. A variant that a backend refuses stays in the list with the reason.
+
+    Raises CompileError if a target is left without any variant.
+    """
+    available = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
+    plans = [
+        (target, backend, precision)
+        for target in recipe.targets
+        for backend, found in available.items()
+        if target in found.builds
+        for precision in recipe.precision
+    ]
+    graphs = {
+        precision: run.require(f"graphs/{name}.onnx", "quantize")
+        for precision, name in _graphs(recipe).items()
+    }
+    config = recipe.model_dump(mode="json", include={"targets", "precision"}) | {
+        "batch": recipe.export.batch.model_dump(),
+        "backends": {name: found.version for name, found in available.items()},
+    }
+    record = run.stage("compile", config, inputs=sorted(set(graphs.values())))
+    if (finished := record.unchanged(CompileResult)) is not None:
+        progress.say("compile: unchanged, skipped")
+        return finished
+    _require_each_target(recipe, {target for target, _, _ in plans})
+    variants = []
+    with progress.bar("compiling") as step:
+        for done, (target, backend, precision) in enumerate(plans, start=1):
+            graph = graphs[f"{precision}@{_flavour(target)}"]
+            variants.append(_variant(run, recipe, target, backend, precision, graph, progress))
+            step(done, len(plans))
+    _remove_others(run / "variants", {variant.name for variant in variants if variant.file})
+    result = CompileResult(run=str(run.path), variants=tuple(variants))
+    record.finish(result, outputs=[run / "variants" / variant.name for variant in variants if variant.file])
+    return result
+
+
+def _graphs(recipe: Recipe) -> dict[str, str]:
+    """`precision@flavour` -> graph name."""
+    flavours = {_flavour(target) for target in recipe.targets}
+    return {
+        f"{p}@{flavour}": f"int8-{flavour}" if p == "int8" else p
+        for p in recipe.precision
+        for flavour in flavours
+    }
+
+
+def _flavour(target: str) -> str:
+    return "cpu" if target == "cpu" else "trt"
+
+
+def _variant(
+    run: Run, recipe: Recipe, target: str, name: str, precision: str, graph: Path, progress: Progress
+) -> Variant:
+    """One variant: built, or with the reason why it is not."""
+    variant = Variant(name=f"{target}-{name}-{precision}", backend=name, target=target, precision=precision)
+    if why := registry.BACKENDS[name].refusal(target, precision):
+        progress.say(f"{variant.name}: refused, {why}")
+        return variant.model_copy(update={"verdict": "refused", "reason": why})
+    try:
+        made = _built(run, recipe, variant, graph)
+    except BackendCrash as error:
+        made = variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
+    except CompileError as error:
+        made = variant.model_copy(update={"verdict": "refused", "reason": " ".join(str(error).split())})
+    if made.verdict != "unjudged":
+        progress.warn(f"{variant.name}: {made.verdict}, {made.reason}")
+    return made
+
+
+def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
+    """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
+    folder = run / "variants" / variant.name
+    expected = inspect.compute_dtypes(trace.load(graph))
+    with replacing(folder) as partial:
+        partial.mkdir()
+        out = partial / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
+        artifact = registry.build(
+            variant.backend, graph, out, variant.target, recipe.export.batch, expected, TIMEOUT
+        )
+        wrong = artifact.receipt.disagreements
+        variant = variant.model_copy(
+            update={
+                "file": run.relative(folder / out.name),
+                "size_bytes": out.stat().st_size,
+                "sha256": digest(out),
+                "receipt": artifact.receipt.summary(),
+                "verdict": "fail" if wrong else "unjudged",
+                "reason": f"receipt disagrees in {len(wrong)} of {len(expected)} layers: {'; '.join(wrong[:3])}"
+                if wrong
+                else "",
+            }
+        )
+        write_json(partial / "receipt.json", artifact.receipt.model_dump(mode="json"))
+    return variant
+
+
+def _remove_others(folder: Path, keep: set[str]) -> None:
+    """variants/ holds what was asked for in this call, nothing older."""
+    for entry in folder.iterdir() if folder.is_dir() else []:
+        if entry.name not in keep:
+            shutil.rmtree(entry)
+
+
+def _require_each_target(recipe: Recipe, served: set[str]) -> None:
+    """Raises CompileError naming what each backend could do instead."""
+    for target in recipe.targets:
+        if target not in served:
+            states = ((name, backend.availability()) for name, backend in registry.BACKENDS.items())
+            offers = "; ".join(
+                f"{name}: {found.note or 'builds for ' + ', '.join(found.builds)}" for name, found in states
+            )
+            raise CompileError(
+                f"no backend on this machine can compile for {target} ({offers}); `tlexport doctor` says what to install or where to build"
+            )

@@ -1,0 +1,112 @@
+"""package: the chosen variant of each target, with its evidence, becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tlexport.bundle import choice, manifest
+from tlexport.errors import BundleError, GateError
+from tlexport.graph import inspect, trace
+from tlexport.models import weights
+from tlexport.progress import Progress
+from tlexport.recipe import Recipe
+from tlexport.results import BenchResult, PackageResult, Variant
+from tlexport.run import Run, digest, read_json, storage_errors
+
+EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
+
+
+def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageResult:
+    """Write the bundle directory `out`. Raises GateError if a target has no passing variant for exactly the files at hand,
+    BundleError if `out` holds something that is not a bundle.
+    """
+    measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
+    targets = list(dict.fromkeys(variant.target for variant in measured.variants))
+    if without := failures(measured.variants, targets):
+        raise GateError(
+            "no bundle: "
+            + "; ".join(f"{target} has no passing variant ({why})" for target, why in without.items())
+        )
+    chosen = {target: choice.choose(target, measured.variants) for target in targets}
+    for picked in chosen.values():
+        _same_file(run, picked.variant)
+    with storage_errors(out):
+        written = _write(run, recipe, out, chosen, measured)
+    progress.say(
+        f"package: {out}, {len(written.files)} files, {sum(f.bytes for f in written.files.values()) / 1e6:.1f} MB"
+    )
+    return PackageResult(
+        run=str(run.path),
+        bundle=str(out),
+        chosen={target: picked.variant.name for target, picked in chosen.items()},
+        reasons={target: picked.reason for target, picked in chosen.items()},
+        files=len(written.files),
+        size_bytes=sum(file.bytes for file in written.files.values()),
+    )
+
+
+def failures(variants: tuple[Variant, ...], targets: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """Target -> why nothing passed, for each target without a passing variant."""
+    found = {}
+    for target in targets:
+        of_target = [variant for variant in variants if variant.target == target]
+        if not any(choice.passes(variant) for variant in of_target):
+            found[target] = (
+                "; ".join(f"{v.name}: {v.reason or v.verdict}" for v in of_target) or "none was compiled"
+            )
+    return found
+
+
+def _same_file(run: Run, variant: Variant) -> None:
+    """The verdict is about one file; any other one has none."""
+    assert variant.file is not None
+    path = run.require(variant.file, "compile")
+    if digest(path) != variant.sha256:
+        raise GateError(f"{path} is not the file that was verified; run: tlexport build {run.path}")
+
+
+def _write(
+    run: Run, recipe: Recipe, out: Path, chosen: dict[str, choice.Chosen], measured: BenchResult
+) -> manifest.Manifest:
+    _, spec, extra = weights.load_checkpoint(run / "checkpoint")
+    inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
+    sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
+    for name in ("inputs.npy", "outputs.npy"):
+        sources[f"golden/{name}"] = run / "golden" / name
+    for name in EVIDENCE:
+        sources[f"evidence/{name}"] = run.require(name, "bench")
+    if (run / "report.html").is_file():
+        sources["evidence/report.html"] = run / "report.html"
+    entries = {}
+    for target, picked in chosen.items():
+        variant = picked.variant
+        assert variant.file is not None
+        artifact = run / variant.file
+        sources[f"models/{target}/{artifact.name}"] = artifact
+        sources[f"models/{target}/receipt.json"] = artifact.parent / "receipt.json"
+        entries[target] = manifest.Entry(
+            variant=variant,
+            file=f"models/{target}/{artifact.name}",
+            receipt=f"models/{target}/receipt.json",
+            reason=picked.reason,
+        )
+    document = manifest.Manifest(
+        name=recipe.name,
+        backbone=spec.backbone,
+        task=spec.task,
+        classes=tuple(extra["class_names"]),
+        preprocessing=extra["preprocessing"],
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        batch=recipe.export.batch,
+        metric=recipe.metric,
+        reference=measured.reference.metric,
+        targets=entries,
+        provenance={
+            "stages": {name: record["versions"] for name, record in run.manifest["stages"].items()},
+            "data_sha256": extra["data"]["sha256"],
+        },
+    )
+    if out.exists() and not (out / manifest.NAME).is_file() and any(out.iterdir()):
+        raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
+    return manifest.write(document, sources, out)

@@ -1,0 +1,43 @@
+"""report: what the run measured, as one HTML file without outside references."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tlexport.evidence import report
+from tlexport.progress import Progress
+from tlexport.recipe import Recipe
+from tlexport.results import BenchResult, FinetuneResult
+from tlexport.run import Run, read_json, versions, write_text
+
+
+def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
+    """Write report.html from bench.json, the checkpoint's metrics and history, and the raw latency samples."""
+    measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
+    tuned = run.result("finetune", FinetuneResult)
+    history = [
+        json.loads(line)
+        for line in (run / "checkpoint" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    with np.load(run / measured.raw, allow_pickle=False) as raw:
+        samples = {name: (raw[name] * 1e3).round(4).tolist() for name in raw.files}
+    document = {
+        "name": recipe.name,
+        "description": recipe.description,
+        "recipe": recipe.model_dump(mode="json"),
+        "finetune": tuned.model_dump(mode="json"),
+        "history": history,
+        "reference": measured.reference.model_dump(mode="json"),
+        "variants": [variant.model_dump(mode="json") for variant in measured.variants],
+        "gates": recipe.gates.model_dump(),
+        "latency_ms": samples,
+        "withheld": list(measured.withheld),
+        "machine": measured.machine,
+        "threads": measured.threads,
+        "versions": versions(),
+    }
+    write_text(run / "report.html", report.render(document))
+    return run / "report.html"

@@ -1,0 +1,167 @@
+"""verify: every variant runs the test split and is held against the reference, sample by sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlexport.backends import registry
+from tlexport.errors import CompileError, ExportError
+from tlexport.evidence import parity, stats
+from tlexport.modalities import metrics
+from tlexport.models import weights
+from tlexport.progress import Progress
+from tlexport.recipe import Recipe
+from tlexport.results import CompileResult, Variant, VerifyResult
+from tlexport.run import Run, digest, replacing, write_json
+
+BATCH = 16
+TIMEOUT = 3600.0
+NOT_RUN_HERE = "compiled, not run here"
+
+
+def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
+    """Judge each compiled variant on accuracy, flips and size; writes verify.json and the variants' predictions."""
+    compiled = run.result("compile", CompileResult)
+    reference = run.require("reference", "finetune")
+    files = [run / variant.file for variant in compiled.variants if variant.file]
+    config = recipe.model_dump(mode="json", include={"gates", "verify", "metric", "seed", "bench"})
+    record = run.stage("verify", config, inputs=[reference, run / "graphs", *files])
+    if (finished := record.unchanged(VerifyResult)) is not None:
+        progress.say("verify: unchanged, skipped")
+        return finished
+    _, spec, _ = weights.load_checkpoint(run / "checkpoint")
+    judge = Judge(run, recipe, spec.task)
+    variants = []
+    with progress.bar("verifying") as step:
+        for done, variant in enumerate(compiled.variants, start=1):
+            variants.append(judge.judged(variant) if variant.verdict == "unjudged" else variant)
+            step(done, len(compiled.variants))
+            if variants[-1].verdict == "fail":
+                progress.warn(f"{variant.name}: {variants[-1].reason}")
+    result = VerifyResult(
+        run=str(run.path),
+        metric=recipe.metric,
+        reference=judge.value,
+        samples=len(judge.labels),
+        confidence=recipe.verify.confidence,
+        gates=recipe.gates.model_dump(),
+        variants=tuple(variants),
+    )
+    write_json(run / "verify.json", result.model_dump(mode="json"))
+    record.finish(result, outputs=[run / "verify.json"])
+    return result
+
+
+class Judge:
+    """The reference's side of every comparison, read once."""
+
+    def __init__(self, run: Run, recipe: Recipe, task: str) -> None:
+        self.run, self.recipe, self.task = run, recipe, task
+        folder = run / "reference"
+        self.inputs = folder / "inputs.npy"
+        self.labels = np.load(folder / "labels.npy", allow_pickle=False)
+        self.outputs = np.load(folder / "outputs.npy", allow_pickle=False)
+        self.groups = (
+            np.load(folder / "groups.npy", allow_pickle=False) if (folder / "groups.npy").is_file() else None
+        )
+        self.prepare = metrics.METRICS[recipe.metric]
+        self.prepared = self.prepare(self.labels, self.outputs)
+        self.value = float(self.prepared(np.ones((1, len(self.labels))))[0])
+
+    def judged(self, variant: Variant) -> Variant:
+        """The variant with its numbers and verdict. A crash of its backend is a failed verdict, not an error."""
+        assert variant.file is not None
+        artifact = self.run / variant.file
+        if digest(artifact) != variant.sha256:
+            return variant.model_copy(
+                update={
+                    "verdict": "fail",
+                    "reason": f"{variant.file} was changed after it was compiled; compile again",
+                }
+            )
+        here = variant.target in registry.BACKENDS[variant.backend].availability().runs
+        try:
+            outputs, judged_by = self._predict(variant, artifact, here)
+            found = parity.compare(self.outputs, outputs)
+        except (CompileError, ExportError) as error:
+            return variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
+        drop = self._drop(outputs)
+        flips = stats.flips(
+            self._decisions(self.outputs),
+            self._decisions(outputs),
+            self.labels,
+            confidence=self.recipe.verify.confidence,
+        )
+        numbers = {
+            "metric": self.value - drop.estimate,
+            "drop": drop.estimate,
+            "drop_low": drop.low,
+            "drop_high": drop.high,
+            "flips": flips.count,
+            "flips_upper": flips.upper,
+            "max_abs_error": found.max_abs_error,
+            "judged_by": judged_by,
+        }
+        failed = self._failed(numbers, flips.share, variant)
+        passed = "pass" if here else NOT_RUN_HERE
+        reason = failed or ("" if here else f"accuracy judged by {judged_by} on the same typed graph")
+        return variant.model_copy(
+            update={**numbers, "verdict": "fail" if failed else passed, "reason": reason}
+        )
+
+    def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
+        """float32 [n,K] from the artifact, or from its typed graph in ONNX Runtime where the artifact cannot run here."""
+        flavour = "int8-trt" if variant.precision == "int8" else variant.precision
+        source = artifact if here else self.run.require(f"graphs/{flavour}.onnx", "quantize")
+        backend = variant.backend if here else "onnxruntime"
+        device = "cpu" if variant.target == "cpu" or not here else "cuda"
+        with replacing(self.run / "cache" / "predictions" / f"{variant.name}.npy") as partial:
+            provider = registry.predict(
+                backend,
+                source,
+                self.inputs,
+                partial,
+                batch_size=BATCH,
+                threads=self.recipe.bench.threads,
+                device=device,
+                judge=not here,
+                timeout=TIMEOUT,
+            )
+            return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
+
+    def _drop(self, outputs: np.ndarray) -> stats.Interval:
+        """Reference minus variant on the same resamples; whole groups are drawn where there are groups."""
+        wanted = self.recipe.verify
+        return stats.paired_bootstrap(
+            self.prepared,
+            self.prepare(self.labels, outputs),
+            len(self.labels),
+            resamples=wanted.resamples,
+            confidence=wanted.confidence,
+            seed=self.recipe.seed,
+            groups=self.groups,
+        )
+
+    def _decisions(self, outputs: np.ndarray) -> np.ndarray:
+        return metrics.decisions(outputs, self.task)
+
+    def _failed(self, numbers: dict[str, Any], flipped: float, variant: Variant) -> str:
+        """Which gates are missed, and by how much; empty if none is."""
+        gates = self.recipe.gates
+        missed = []
+        if numbers["drop_high"] > gates.max_drop:
+            missed.append(
+                f"{self.recipe.metric} drop {numbers['drop']:.4f}, at worst {numbers['drop_high']:.4f} ({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}"
+            )
+        if gates.max_flips is not None and flipped > gates.max_flips:
+            missed.append(f"{flipped:.2%} of the decisions flip, over max_flips {gates.max_flips:g}")
+        if (
+            gates.max_size_mb is not None
+            and variant.size_bytes is not None
+            and variant.size_bytes > gates.max_size_mb * 1e6
+        ):
+            missed.append(f"{variant.size_bytes / 1e6:.1f} MB, over max_size_mb {gates.max_size_mb:g}")
+        return "; ".join(missed)
