@@ -59,10 +59,14 @@ class Backend(Protocol):
         """Why this backend cannot make `precision` for `target`; empty if it can."""
         ...
 
-    def build(self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+    def build(
+        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+    ) -> Artifact:
         """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph."""
         ...
 
-    def runner(self, artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> AbstractContextManager[Runner]:
+    def runner(
+        self, artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False
+    ) -> AbstractContextManager[Runner]:
         """Load an artifact. `judge` asks for the least-optimised faithful execution (to judge another target's graph)."""
         ...

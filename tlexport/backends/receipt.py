@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,3 +70,14 @@ def _by_node(expected: Mapping[str, str], layers: tuple[Layer, ...] | list[Layer
             if node in expected and WIDTH.get(layer.dtype, 64) > WIDTH.get(built.get(node, ""), 0):
                 built[node] = layer.dtype
     return built
+
+
+def trace(name: str, known: Container[str]) -> str:
+    """The graph's node that a backend's name was made from, or an empty string.
+
+    Backends append to the node's name (`conv1/WithoutBiases`, `matmul/MatMulScaleFusion/`): the longest prefix
+    that ends before a slash and is a known node is the node.
+    """
+    while name and name not in known:
+        name = name.rpartition("/")[0]
+    return name

@@ -1,0 +1,229 @@
+"""ONNX Runtime: the artifact is the graph itself; what it computes in is read from a profiled inference."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlexport.backends import Artifact, Availability, Runner, Tensors, gpu, receipt, typed
+from tlexport.errors import CompileError
+from tlexport.run import replacing
+from tlexport.targets import CAPABILITIES
+from tlexport.tensors import Profile
+
+NAME = "onnxruntime"
+EXTRA = ""
+SUFFIX = ".onnx"
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_DTYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+_COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
+_NCHWC = "_nchwc"
+
+
+def availability() -> Availability:
+    import onnxruntime
+
+    cuda, note = _cuda_problem()
+    runs = ("cpu", cuda) if cuda else ("cpu",)
+    return Availability(True, onnxruntime.__version__, builds=("cpu", *CAPABILITIES), runs=runs, note=note)
+
+
+def refusal(target: str, precision: str) -> str:
+    if target == "cpu" and precision == "fp16" and platform.machine() in ("x86_64", "AMD64"):
+        return "ONNX Runtime's CPU provider computes FP16 graphs in FP32 on x86 (it converts every tensor at load)"
+    if target != "cpu" and precision == "int8":
+        return (
+            "ONNX Runtime's CUDA provider has no INT8 convolution: it would dequantise and compute in float"
+        )
+    return ""
+
+
+def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+    """Copy `graph` to `out` and read back what an inference of it computes in.
+
+    For a CUDA target on a machine whose CUDA provider does not work, the receipt gives the types the graph has,
+    and its source says that they were not read back. Raises CompileError if ONNX Runtime refuses the graph.
+    """
+    typed.load(graph)
+    device = "cpu" if target == "cpu" else "cuda"
+    if device == "cpu" or gpu.capability() == target:
+        layers, source = _executed(graph, device, profile, expected), f"ONNX Runtime profile ({device})"
+    else:
+        layers = [
+            receipt.Layer(name=n, kind="node", dtype=d, nodes=(n,))
+            for n, d in typed.node_types(graph).items()
+        ]
+        source = "the graph's own types; not read back, since ONNX Runtime's CUDA provider does not run here"
+    with replacing(out) as partial:
+        shutil.copyfile(graph, partial)
+    return Artifact(out, receipt.make(source, expected, layers))
+
+
+@dataclass
+class _OrtRunner:
+    session: Any
+    provider: str
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+
+@contextlib.contextmanager
+def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+    """Load the graph on `device`. Raises CompileError if CUDA was asked for and does not work.
+
+    To judge, Q/DQ graphs run at the basic level, since kernels for CPUs without VNNI saturate in 16 bits
+    (S8S8), and FP16 graphs on the CPU with every tensor rounded to FP16, which ONNX Runtime would leave out.
+    """
+    facts = typed.facts(artifact)
+    source: Path | bytes = artifact
+    if judge and facts.half and device == "cpu":
+        source = typed.rounding_to_half(artifact)
+    level = "BASIC" if judge and facts.quantized else "EXTENDED" if facts.half else "ALL"
+    session = _session(source, level, threads, device)
+    yield _OrtRunner(session, session.get_providers()[0])
+
+
+def _session(source: Path | bytes, level: str, threads: int, device: str, **options: Any) -> Any:
+    """A session on one device, which is checked afterwards: ONNX Runtime falls back to the CPU by itself.
+
+    `level`: FP16 graphs crashed ONNX Runtime 1.31 at ALL (vit_b_16), so they get EXTENDED at most.
+    """
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    settings.log_severity_level = 3
+    settings.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # an idle session must not hold cores
+    for name, value in options.items():
+        setattr(settings, name, value)
+    if device != "cpu" and (problem := _cuda_problem()[1]):
+        raise CompileError(problem)
+    providers: list[Any] = [_CPU] if device == "cpu" else [(_CUDA, {"use_tf32": "0"}), _CPU]
+    model = source if isinstance(source, bytes) else str(source)
+    try:
+        session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
+    except Exception as error:  # its exceptions share no other base class
+        raise CompileError(f"ONNX Runtime refused {_label(source)}: {error}") from error
+    wanted = _CPU if device == "cpu" else _CUDA
+    if session.get_providers()[0] != wanted:
+        raise CompileError(
+            f"ONNX Runtime runs {_label(source)} on {session.get_providers()[0]}, not on {wanted}"
+        )
+    return session
+
+
+def _label(source: Path | bytes) -> str:
+    return "the graph" if isinstance(source, bytes) else str(source)
+
+
+@functools.cache
+def _cuda_problem() -> tuple[str, str]:
+    """The target this machine's CUDA provider runs, and why it does not run if it does not."""
+    import onnxruntime as ort
+
+    if not (capability := gpu.capability()):
+        return "", "no NVIDIA GPU here: ONNX Runtime runs on the CPU only"
+    if _CUDA not in ort.get_available_providers():
+        return (
+            "",
+            "this ONNX Runtime has no CUDA provider; pip uninstall onnxruntime; pip install onnxruntime-gpu",
+        )
+    with contextlib.redirect_stdout(None):
+        ort.preload_dlls()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(_smallest(), settings, providers=[_CUDA], enable_fallback=0)
+    except Exception as error:  # noqa: BLE001  its exceptions share no other base, and the text is returned
+        return "", f"ONNX Runtime's CUDA provider does not load: {' '.join(str(error).split())}"
+    if session.get_providers()[0] != _CUDA:
+        return (
+            "",
+            "ONNX Runtime's CUDA provider does not load its libraries; compare its CUDA and cuDNN with torch's",
+        )
+    return capability, ""
+
+
+def _smallest() -> bytes:
+    """A graph of one node, to see whether a provider works."""
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "smallest", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def _executed(graph: Path, device: str, profile: Profile, expected: Mapping[str, str]) -> list[receipt.Layer]:
+    """The compute kernels of one inference of zeros at the profile's smallest batch, with the types they got."""
+    level = "EXTENDED" if typed.facts(graph).half else "ALL"
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
+        session = _session(graph, level, 1, device, **options)
+        session.run(None, {tensor.name: _zeros(tensor, profile.min) for tensor in session.get_inputs()})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        kernels = {
+            event["name"].removesuffix("_kernel_time"): event["args"]
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        }
+        blocked = any(name.endswith(_NCHWC) for name in kernels)
+        producers = _producers(graph, Path(folder) / "extended.onnx", device) if blocked else {}
+    return [
+        receipt.Layer(
+            name=name, kind=f"{args['op_name']} on {args['provider']}", dtype=_dtype(args), nodes=nodes
+        )
+        for name, args in kernels.items()
+        if _COMPUTE.search(args["op_name"])
+        for nodes in [tuple(filter(None, [_origin(name, producers, expected)]))]
+    ]
+
+
+def _zeros(tensor: Any, batch: int) -> np.ndarray:
+    dtype = {"float": "float32", "double": "float64"}.get(
+        tensor.type[7:-1], tensor.type[7:-1]
+    )  # tensor(uint8)
+    return np.zeros([d if isinstance(d, int) else batch for d in tensor.shape], dtype)
+
+
+def _dtype(args: Mapping[str, Any]) -> str:
+    """The first operand's type of one profiled kernel; its second has the same by the operators' definitions.
+
+    The second is not always listed: kernels that pack their weights at load let go of them.
+    """
+    name = str(next(iter(args["input_type_shape"][0])))
+    return _DTYPES.get(name, name)
+
+
+def _producers(graph: Path, scratch: Path, device: str) -> dict[str, str]:
+    """Tensor -> node after the fusions of level EXTENDED, which keep the nodes' names.
+
+    The blocked-layout (NCHWc) convolutions of level ALL are named after the tensor they make.
+    """
+    import onnx
+
+    _session(graph, "EXTENDED", 1, device, optimized_model_filepath=str(scratch))
+    return {str(node.output[0]): str(node.name) for node in onnx.load(scratch).graph.node}
+
+
+def _origin(name: str, producers: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    if name.endswith(_NCHWC):
+        name = producers.get(name.removesuffix(_NCHWC), "")
+    return receipt.trace(re.sub(r"_token_\d+$", "", name), expected)

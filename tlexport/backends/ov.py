@@ -1,0 +1,169 @@
+"""OpenVINO on the CPU: the artifact is the graph itself; what it computes in is read from the compiled model."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlexport.backends import Artifact, Availability, Runner, Tensors, receipt, typed
+from tlexport.errors import CompileError, NotInstalledError
+from tlexport.run import replacing
+from tlexport.tensors import Profile
+
+if TYPE_CHECKING:
+    import onnx
+
+NAME = "openvino"
+EXTRA = "openvino"
+SUFFIX = ".onnx"
+
+_DTYPES = {
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "u8": "int8",
+    "i8": "int8",
+    "u4": "int4",
+    "i4": "int4",
+}
+_COMPUTE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph")
+
+
+def availability() -> Availability:
+    if importlib.util.find_spec("openvino") is None:
+        return Availability(False, note=f"pip install 'tlexport[{EXTRA}]'")
+    import openvino
+
+    return Availability(True, openvino.__version__.split("-")[0], builds=("cpu",), runs=("cpu",))
+
+
+def refusal(target: str, precision: str) -> str:
+    if target != "cpu":
+        return f"OpenVINO has no code for NVIDIA GPUs ({target}); it builds for cpu"
+    if precision == "fp16":
+        return "OpenVINO computes FP16 graphs in FP32 here: full precision is asked of it, and x86 CPUs have no FP16 kernels"
+    return ""
+
+
+def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+    """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
+
+    `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
+    """
+    if target != "cpu":
+        raise CompileError(refusal(target, ""))
+    model = typed.load(graph)
+    layers = _layers(_compile(graph, threads=1), model, expected)
+    with replacing(out) as partial:
+        shutil.copyfile(graph, partial)
+    return Artifact(out, receipt.make("OpenVINO runtime model", expected, layers))
+
+
+@dataclass
+class _OvRunner:
+    request: Any
+    provider: str
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """The inputs are read in place; the outputs are copies."""
+        results = self.request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        return {output.get_any_name(): array for output, array in results.items()}
+
+
+@contextlib.contextmanager
+def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+    """Load the graph on the CPU. `judge` changes nothing: there is one level of optimisation."""
+    if device != "cpu":
+        raise CompileError(f"OpenVINO runs on the cpu here, not on {device}")
+    model = _compile(artifact, threads)
+    devices = ", ".join(model.get_property("EXECUTION_DEVICES"))
+    yield _OvRunner(model.create_infer_request(), f"OpenVINO {devices}")
+
+
+def _compile(graph: Path, threads: int) -> Any:
+    """One stream of `threads` threads at full precision.
+
+    By default OpenVINO computes in BF16 on CPUs that have it, which is not what an FP32 graph asks for. Threads
+    are not pinned, since the caller's own (torch's, ONNX Runtime's) would meet them on the same cores.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise NotInstalledError("backend 'openvino'", EXTRA)
+    import openvino
+
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+        "ENABLE_HYPER_THREADING": True,
+    }
+    try:
+        return openvino.Core().compile_model(str(graph), "CPU", config)
+    except RuntimeError as error:
+        raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
+
+
+def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> list[receipt.Layer]:
+    """The layers of a compiled model that multiply, with the graph's nodes they come from."""
+    operations = [
+        op for op in model.get_runtime_model().get_ordered_ops() if _rt(op, "layerType") in _COMPUTE
+    ]
+    named = {op: _nodes(op, expected) for op in operations}
+    claimed = {node for nodes in named.values() for node in nodes}
+    return [
+        receipt.Layer(
+            name=op.get_friendly_name(),
+            kind=_rt(op, "layerType"),
+            dtype=_dtype(op),
+            nodes=nodes or _folded_into(op, graph, set(expected) - claimed),
+        )
+        for op, nodes in named.items()
+    ]
+
+
+def _rt(op: Any, key: str) -> str:
+    return str(op.get_rt_info()[key].astype(str))
+
+
+def _dtype(op: Any) -> str:
+    """The widest of the layer's runtime precision and its two operands' types."""
+    operands = [str(operand.get_element_type().get_type_name()) for operand in op.inputs()[:2]]
+    names = [_DTYPES.get(name, name) for name in (_rt(op, "runtimePrecision"), *operands)]
+    return max(names, key=lambda dtype: receipt.WIDTH.get(dtype, 64))
+
+
+def _nodes(op: Any, expected: Mapping[str, str]) -> tuple[str, ...]:
+    """The graph's nodes that a layer names; if it lost its own name, the one that its weights' layer kept."""
+    for source in (op, *(operand.get_source_output().get_node() for operand in op.inputs()[1:2])):
+        if _rt(source, "layerType") in (*_COMPUTE, "Transpose", "Reorder"):
+            traced = (receipt.trace(name, expected) for name in _rt(source, "originalLayersNames").split(","))
+            if nodes := tuple(dict.fromkeys(filter(None, traced))):
+                return nodes
+    return ()
+
+
+def _folded_into(op: Any, graph: onnx.ModelProto, unclaimed: set[str]) -> tuple[str, ...]:
+    """The product that a layer with another node's name holds.
+
+    A scaling that was folded into a product's weights leaves its own name on the layer. The product is then the
+    first one above that node; where several are (a residual sum), or where it has a layer already, none is claimed.
+    """
+    producers = {output: node for node in graph.graph.node for output in node.output}
+    names = set(_rt(op, "originalLayersNames").split(","))
+    above = [node for node in graph.graph.node if names & {node.name, *node.output}]
+    products: set[str] = set()
+    while above:
+        node = above.pop()
+        if node.op_type in typed.COMPUTE:
+            products.add(node.name)
+        else:
+            above.extend(producers[name] for name in node.input if name in producers)
+    return tuple(products) if len(products) == 1 and products <= unclaimed else ()

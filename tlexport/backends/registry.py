@@ -1,0 +1,108 @@
+"""The backends by name, and their work done in child processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tlexport.backends import Artifact, Backend, isolation, ort, ov, trt
+from tlexport.errors import CompileError
+from tlexport.run import replacing
+from tlexport.tensors import Profile
+
+BACKENDS: dict[str, Backend] = {
+    ort.NAME: ort,
+    ov.NAME: ov,
+    trt.RTX.NAME: trt.RTX,
+    trt.TENSORRT.NAME: trt.TENSORRT,
+}
+
+
+def get(name: str) -> Backend:
+    """The backend of that name. Raises CompileError that lists the names."""
+    if name not in BACKENDS:
+        raise CompileError(f"no backend {name!r} (backends: {', '.join(BACKENDS)})")
+    return BACKENDS[name]
+
+
+def build(
+    name: str,
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    timeout: float = 1800.0,
+) -> Artifact:
+    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash."""
+    what = f"{name}: compiling {graph.name} for {target}"
+    return isolation.call(
+        _build, name, graph, out, target, profile, dict(expected), timeout=timeout, what=what
+    )
+
+
+def predict(
+    name: str,
+    artifact: Path,
+    inputs: Path,
+    output: Path,
+    *,
+    batch_size: int,
+    input_name: str = "images",
+    threads: int | None = None,
+    device: str = "cpu",
+    judge: bool = False,
+    timeout: float = 3600.0,
+) -> str:
+    """Run an artifact over a whole array in a child process and return where it ran (Runner.provider).
+
+    `inputs` is a .npy file, uint8 [n x ...], read from the disk batch by batch; `output` becomes a .npy file,
+    float32 [n x k], of the artifact's only output. `threads` is by default every core this process may use,
+    `timeout` is in seconds.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    what = f"{name}: running {artifact.name} over {inputs.name}"
+    return isolation.call(
+        _predict,
+        *(name, artifact, inputs, output, input_name, batch_size, threads, device, judge),
+        timeout=timeout,
+        what=what,
+    )
+
+
+def _build(
+    name: str, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+) -> Artifact:
+    return get(name).build(graph, out, target, profile, expected)
+
+
+def _predict(
+    name: str,
+    artifact: Path,
+    inputs: Path,
+    output: Path,
+    input_name: str,
+    batch_size: int,
+    threads: int,
+    device: str,
+    judge: bool,
+) -> str:
+    samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
+    with get(name).runner(artifact, threads=threads, device=device, judge=judge) as runner:
+        results: list[np.ndarray] = []
+        for start in range(0, len(samples), batch_size):
+            outputs = runner.run({input_name: np.ascontiguousarray(samples[start : start + batch_size])})
+            if len(outputs) != 1:
+                raise CompileError(
+                    f"{artifact} has {len(outputs)} outputs ({', '.join(outputs)}); one is expected"
+                )
+            results.extend(outputs.values())
+        provider = runner.provider
+    if not results:
+        raise CompileError(f"{inputs} holds no samples")
+    with replacing(output) as partial, partial.open("wb") as file:
+        np.save(file, np.concatenate(results).astype(np.float32, copy=False), allow_pickle=False)
+    return provider
