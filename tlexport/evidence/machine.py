@@ -1,0 +1,199 @@
+"""The machine that numbers were measured on: enough to read them by, nothing that says whose it is.
+
+No host, user or path names are read. Linux is described fully; elsewhere what cannot be read is None.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+# What decides which kernels an inference library picks, by the kernel's names for it (x86, then Arm).
+RELEVANT_ISA = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
+    "avx_vnni_int8", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+VNNI = {"avx512_vnni", "avx_vnni"}
+QUOTA = "/sys/fs/cgroup/cpu.max"
+GPU_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Gpu(Frozen):
+    name: str
+    compute_capability: str | None
+    memory_mib: int | None
+    driver: str | None
+
+
+class Machine(Frozen):
+    """CPU, memory, system and GPUs; None where it cannot be read."""
+
+    cpu: str | None
+    architecture: str
+    physical_cores: int | None
+    logical_cores: int | None
+    usable_cores: int
+    quota_cores: float | None  # limit of the container's CPU time; None: no limit known
+    isa: tuple[str, ...]  # those of RELEVANT_ISA; empty where they cannot be read
+    frequency_mhz: float | None  # as reported now
+    max_frequency_mhz: float | None
+    governor: str | None
+    virtualised: bool | None
+    memory_gib: float
+    system: str
+    distribution: str | None
+    kernel: str
+    load_average: tuple[float, float, float] | None  # 1, 5, 15 minutes
+    steal_s: float | None  # time the hypervisor gave to others since boot; compare before and after
+    gpus: tuple[Gpu, ...]
+    gpu_note: str  # why there are none, or why they could not be asked
+
+
+def describe() -> Machine:
+    """This machine, now."""
+    model, isa, virtualised = parse_cpuinfo(_read("/proc/cpuinfo") or "")
+    now, highest = _frequency()
+    gpus, note = find_gpus()
+    return Machine(
+        cpu=model or _brand(),
+        architecture=platform.machine(),
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count(),
+        usable_cores=usable_cores(),
+        quota_cores=parse_quota(_read(QUOTA)),
+        isa=isa,
+        frequency_mhz=now,
+        max_frequency_mhz=highest,
+        governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        virtualised=virtualised,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=platform.system(),
+        distribution=_distribution(),
+        kernel=platform.release(),
+        load_average=_load(),
+        steal_s=steal_seconds(),
+        gpus=gpus,
+        gpu_note=note,
+    )
+
+
+def usable_cores() -> int:
+    """Logical cores this process may use: its affinity, or the container's quota where that is smaller."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    quota = parse_quota(_read(QUOTA))
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def has_vnni() -> bool:
+    """Whether the CPU adds 8-bit products without 16-bit saturation; False where it cannot be told."""
+    return bool(VNNI & set(parse_cpuinfo(_read("/proc/cpuinfo") or "")[1]))
+
+
+def steal_seconds() -> float | None:
+    """CPU time, summed over cores, that the hypervisor gave to other guests since boot."""
+    return getattr(psutil.cpu_times(), "steal", None)
+
+
+def find_gpus(timeout_s: float = 10.0) -> tuple[tuple[Gpu, ...], str]:
+    """NVIDIA GPUs as nvidia-smi lists them, and why there are none or why it failed."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return (), "no nvidia-smi on this machine"
+    query = [command, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return (), f"nvidia-smi did not answer within {timeout_s:g} s"
+    except OSError as error:
+        return (), f"nvidia-smi cannot be started: {error.strerror}"
+    if answer.returncode:
+        said = (answer.stderr or answer.stdout).strip().splitlines()
+        return (), f"nvidia-smi failed with code {answer.returncode}: {said[-1] if said else 'no message'}"
+    gpus = parse_gpus(answer.stdout)
+    return gpus, "" if gpus else "nvidia-smi lists no GPU"
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """Lines such as `NVIDIA L4, 8.9, 23034 MiB, 550.90.07`; a field that reads `[N/A]` becomes None."""
+    rows = [[field.strip() for field in line.split(",")] for line in text.splitlines()]
+    gpus = []
+    for row in (row for row in rows if len(row) == len(GPU_FIELDS)):
+        name, capability, memory, driver = (None if field.startswith("[") else field for field in row)
+        mib = int(memory.removesuffix("MiB")) if memory else None
+        gpus.append(Gpu(name=name or "unnamed", compute_capability=capability, memory_mib=mib, driver=driver))
+    return tuple(gpus)
+
+
+def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...], bool | None]:
+    """Model, relevant instruction sets and whether a hypervisor shows, from the text of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())
+    listed = fields.get("flags") or fields.get("Features")
+    if listed is None:
+        return fields.get("model name"), (), None
+    flags = set(listed.split())
+    # Arm's cpuinfo does not show a hypervisor, so nothing can be said there.
+    virtualised = "hypervisor" in flags if "flags" in fields else None
+    return fields.get("model name"), tuple(name for name in RELEVANT_ISA if name in flags), virtualised
+
+
+def parse_quota(cpu_max: str | None) -> float | None:
+    """`200000 100000` -> 2.0 cores; `max 100000` -> None (cgroup v2)."""
+    quota, _, period = (cpu_max or "max").partition(" ")
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _frequency() -> tuple[float | None, float | None]:
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, RuntimeError):  # not offered by some virtual and Apple machines
+        return None, None
+    if frequency is None:
+        return None, None
+    return round(frequency.current, 1) or None, round(frequency.max, 1) or None
+
+
+def _load() -> tuple[float, float, float] | None:
+    try:
+        return os.getloadavg()
+    except (OSError, AttributeError):
+        return None
+
+
+def _distribution() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
+
+
+def _brand() -> str | None:
+    """The CPU's name where there is no /proc (macOS), else None."""
+    command = shutil.which("sysctl")
+    if platform.system() != "Darwin" or command is None:
+        return None
+    answer = subprocess.run(
+        [command, "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5, check=False
+    )
+    return answer.stdout.strip() or None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,80 @@
+"""Whether two ways of computing a model agree, on a scale that cannot be zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tlexport.errors import ExportError
+
+# Beside the outputs' magnitude: float32 rounding is a per mille of it, so an error could not be told.
+SMALLEST_SHARE = 1e-4
+# In any unit: what is left of a signal that random weights have damped through every layer.
+SMALLEST_SPREAD = 1e-12
+
+
+class Parity(BaseModel):
+    """Errors of a candidate's outputs against the reference's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    max_abs_error: float
+    scale: float  # the largest range that an output element has over the reference's samples
+    relative: float  # max_abs_error / scale
+    rms_error: float
+    worst_index: tuple[int, ...]  # where max_abs_error is; the first number is the sample
+    samples: int
+
+
+def compare(reference: NDArray[Any], candidate: NDArray[Any], *, name: str = "output") -> Parity:
+    """Compare one output [n, ...] of the same n >= 2 samples, in the output's own units.
+
+    The scale is how far the reference moves from sample to sample, not its magnitude: a graph that answers
+    every sample with the mean is then off by about half the scale, however large the mean.
+    Outputs of runs at batch 1 are to be stacked first.
+    Raises ExportError if shapes differ, a value is not finite, or the reference does not vary over the
+    samples (random weights do that), because then the check would prove nothing.
+    """
+    if reference.shape != candidate.shape:
+        raise ExportError(
+            f"{name} has shape {candidate.shape}, the reference has {reference.shape} (first: samples)"
+        )
+    if reference.ndim == 0 or len(reference) < 2 or reference.size == 0:
+        raise ExportError(
+            f"{name} has shape {reference.shape}: fewer than two samples cannot show whether outputs vary, "
+            "so the check would prove nothing; compare on more samples"
+        )
+    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
+    _finite(reference, f"the reference's {name}")
+    scale = float(np.ptp(reference, axis=0).max())
+    magnitude = float(np.abs(reference).max())
+    if scale <= max(SMALLEST_SPREAD, SMALLEST_SHARE * magnitude):
+        raise ExportError(
+            f"the reference's {name} does not vary over {len(reference)} samples (spread {scale:.3g}, "
+            f"magnitude {magnitude:.3g}), so the check would prove nothing; use trained weights and real "
+            "samples"
+        )
+    _finite(candidate, name)
+    error = np.abs(candidate - reference)
+    worst = np.unravel_index(int(error.argmax()), error.shape)
+    return Parity(
+        max_abs_error=float(error[worst]),
+        scale=scale,
+        relative=float(error[worst]) / scale,
+        rms_error=float(np.sqrt(np.mean(error**2))),
+        worst_index=tuple(int(i) for i in worst),
+        samples=len(reference),
+    )
+
+
+def _finite(values: NDArray[np.float64], what: str) -> None:
+    broken = ~np.isfinite(values)
+    if broken.any():
+        samples = np.flatnonzero(broken.reshape(len(values), -1).any(axis=1))
+        raise ExportError(
+            f"{what} holds {int(broken.sum())} values that are not finite (NaN or infinite), "
+            f"in {len(samples)} of {len(values)} samples, the first is sample {samples[0]}"
+        )

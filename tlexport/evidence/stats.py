@@ -1,0 +1,229 @@
+"""How sure one can be that a variant is as good as the reference: paired bootstrap and flips.
+
+Both models answer the same test samples, so every resample weighs both alike: the spread that is left is
+that of the difference, which is far smaller than either metric's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tlexport.errors import DataError
+
+Floats = NDArray[np.float64]
+Metric = Callable[[Floats], Floats]
+
+CHUNK_BYTES = 1 << 24
+MAX_UNDEFINED = 0.1
+# Two resamples' metrics that differ by less came from the same counts summed in another order.
+ROUNDING = 1e-12
+
+
+class Interval(BaseModel):
+    """A drop and the range it lies in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+    resamples: int  # those in which the metric was defined
+    undefined: int  # those left out: a class was missing from them
+    method: Literal["bca", "percentile", "constant"]  # constant: no resample differs, see `flip_bound`
+
+
+class Flips(BaseModel):
+    """Test samples whose decision differs from the reference's; `harmful + harmless == count`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    samples: int
+    share: float
+    harmful: int  # fewer right decisions than the reference
+    harmless: int
+    upper: float  # bound on the share in the population, see `flip_bound`
+    confidence: float
+
+
+def paired_bootstrap(
+    reference: Metric,
+    variant: Metric,
+    n: int,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    sign: float = 1.0,
+    groups: NDArray[Any] | None = None,
+) -> Interval:
+    """The interval of `sign * (reference - variant)`: positive means that the variant is worse.
+
+    reference, variant: weights float64 [B, n] (how often each sample was drawn) -> metric float64 [B], NaN
+        where it is undefined. They must normalise by the weights' sum, which varies with groups' sizes.
+    sign: 1 for a metric that is better when higher, -1 for one that is better when lower.
+    groups: [n] any dtype that sorts. Samples of a group (a patient) are not independent: drawn together.
+
+    BCa (Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 14.3) with a jackknife over
+    samples or groups, as long as that costs no more than the bootstrap itself and is defined; else the
+    percentile method. Where about five samples flip, the true drop of the accuracy is above `high` in 6 to 9
+    of 100 cases instead of 2.5 (simulated, at 95%); where twenty do, in about 3. So read `Flips.upper`
+    beside it.
+
+    Raises DataError if the metric is undefined on the whole sample or in more than a tenth of the resamples,
+    or if there is only one group to draw from.
+    """
+    members = _members(n, groups)
+    units = int(members.max()) + 1
+
+    def drop(weights: Floats) -> Floats:
+        return sign * (np.asarray(reference(weights)) - np.asarray(variant(weights)))
+
+    estimate = float(drop(np.ones((1, n)))[0])
+    if not np.isfinite(estimate):
+        raise DataError(
+            f"the metric is undefined on the {n} test samples (is a class missing?); use a larger test split"
+        )
+    drops = np.concatenate([drop(weights) for weights in _resampled(members, units, resamples, seed)])
+    defined = drops[np.isfinite(drops)]
+    undefined = resamples - defined.size
+    if undefined > MAX_UNDEFINED * resamples:
+        raise DataError(
+            f"the metric is undefined in {undefined} of {resamples} resamples of the {n} test samples: a "
+            "class has too few samples or groups; use a larger test split or a metric that does without"
+        )
+    jackknife = None
+    if units <= resamples:
+        jackknife = np.concatenate([drop(weights) for weights in _left_out(members, units)])
+    low, high, method = _limits(defined, estimate, jackknife, confidence)
+    return Interval(
+        estimate=estimate,
+        low=low,
+        high=high,
+        confidence=confidence,
+        resamples=defined.size,
+        undefined=undefined,
+        method=method,
+    )
+
+
+def flips(
+    reference: NDArray[Any], variant: NDArray[Any], labels: NDArray[Any], *, confidence: float = 0.95
+) -> Flips:
+    """Compare decisions [n] (classes) or [n, K] (one per label) with the reference's and with the truth.
+
+    A sample flips if any of its decisions changes. The bound treats samples as independent.
+    """
+    if (
+        not reference.shape == variant.shape == labels.shape
+        or reference.ndim not in (1, 2)
+        or not len(labels)
+    ):
+        raise ValueError(
+            f"decisions and labels must be [n] or [n, K] alike, got {reference.shape}, {variant.shape} and "
+            f"{labels.shape}"
+        )
+    n = len(labels)
+    changed = (reference != variant).reshape(n, -1).any(axis=1)
+    right_before = (reference == labels).reshape(n, -1).sum(axis=1)
+    right_after = (variant == labels).reshape(n, -1).sum(axis=1)
+    count, harmful = int(changed.sum()), int((right_after < right_before).sum())
+    return Flips(
+        count=count,
+        samples=n,
+        share=count / n,
+        harmful=harmful,
+        harmless=count - harmful,
+        upper=flip_bound(count, n, confidence),
+        confidence=confidence,
+    )
+
+
+def flip_bound(count: int, n: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound on the share of flips in the population, after `count` in `n` independent
+    samples.
+
+    Clopper and Pearson 1934. With none seen it is about 3/n at 95%: what an interval [0, 0] cannot say.
+    """
+    from scipy.special import betaincinv
+
+    if not 0 <= count <= n or n < 1:
+        raise ValueError(f"{count} flips in {n} samples")
+    return 1.0 if count == n else float(betaincinv(count + 1, n - count, confidence))
+
+
+def _members(n: int, groups: NDArray[Any] | None) -> NDArray[np.intp]:
+    """[n] index of the unit (sample or group) that each sample is drawn with."""
+    if groups is None:
+        members = np.arange(n)
+    elif groups.shape == (n,):
+        members = np.unique(groups, return_inverse=True)[1]
+    else:
+        raise ValueError(f"groups must be [{n}], got {groups.shape}")
+    if n < 2 or members.max() < 1:
+        what = "sample" if groups is None else "group"
+        raise DataError(
+            f"the test split holds only one {what}, so its drop has no interval; use a larger test split"
+        )
+    return members
+
+
+def _resampled(members: NDArray[np.intp], units: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Bootstrap weights [B, n], a chunk at a time; the same for any chunk size."""
+    rng = np.random.default_rng(seed)
+    for start, stop in _chunks(resamples, len(members)):
+        rows = stop - start
+        drawn = rng.integers(units, size=(rows, units)) + units * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
+        yield counts[:, members].astype(np.float64)
+
+
+def _left_out(members: NDArray[np.intp], units: int) -> Iterator[Floats]:
+    """Jackknife weights [B, n]: all ones but for one unit."""
+    for start, stop in _chunks(units, len(members)):
+        yield (members != np.arange(start, stop)[:, None]).astype(np.float64)
+
+
+def _chunks(rows: int, n: int) -> Iterator[tuple[int, int]]:
+    size = max(1, CHUNK_BYTES // (8 * n))
+    for start in range(0, rows, size):
+        yield start, min(start + size, rows)
+
+
+def _limits(
+    drops: Floats, estimate: float, jackknife: Floats | None, confidence: float
+) -> tuple[float, float, Literal["bca", "percentile", "constant"]]:
+    """The interval's ends and how they were found."""
+    if np.abs(drops - estimate).max() <= ROUNDING:
+        return estimate, estimate, "constant"
+    tail = (1 - confidence) / 2
+    levels = None if jackknife is None else _bca_levels(drops, estimate, jackknife, tail)
+    low, high = np.quantile(drops, levels or (tail, 1 - tail))
+    return float(low), float(high), "bca" if levels else "percentile"
+
+
+def _bca_levels(drops: Floats, estimate: float, jackknife: Floats, tail: float) -> tuple[float, float] | None:
+    """The bootstrap distribution's levels to read; None where the correction is undefined."""
+    normal = NormalDist()
+    below, tied = np.mean(drops < estimate - ROUNDING), np.mean(np.abs(drops - estimate) <= ROUNDING)
+    middle = float(below + tied / 2)
+    deviations = jackknife.mean() - jackknife
+    spread = np.sum(deviations**2)
+    if not 0 < middle < 1 or not spread > 0:
+        return None
+    bias = normal.inv_cdf(middle)
+    acceleration = np.sum(deviations**3) / (6 * spread**1.5)
+    low, high = bias + normal.inv_cdf(tail), bias + normal.inv_cdf(1 - tail)
+    if min(1 - acceleration * low, 1 - acceleration * high) <= 0:
+        return None
+    return (
+        normal.cdf(bias + low / (1 - acceleration * low)),
+        normal.cdf(bias + high / (1 - acceleration * high)),
+    )
