@@ -70,7 +70,8 @@ class Run:
             if existing.is_file():
                 if _read_recipe(existing) != recipe:
                     raise RunError(
-                        f"{path} holds a run of another recipe ({_difference(_read_recipe(existing), recipe)}); choose another --out or remove it"
+                        f"{path} holds a run of another recipe ({_difference(_read_recipe(existing), recipe)}); "
+                        "choose another --out or remove it"
                     )
             else:
                 strangers = [entry.name for entry in path.iterdir() if not entry.name.endswith(_PARTIAL)]

@@ -19,7 +19,6 @@ import numpy as np
 from tlexport.backends import Artifact, Availability, Runner, Tensors, gpu, receipt, typed
 from tlexport.errors import CompileError
 from tlexport.run import replacing
-from tlexport.targets import CAPABILITIES
 from tlexport.tensors import Profile
 
 NAME = "onnxruntime"
@@ -36,8 +35,8 @@ def availability() -> Availability:
     import onnxruntime
 
     cuda, note = _cuda_problem()
-    runs = ("cpu", cuda) if cuda else ("cpu",)
-    return Availability(True, onnxruntime.__version__, builds=("cpu", *CAPABILITIES), runs=runs, note=note)
+    here = ("cpu", cuda) if cuda else ("cpu",)
+    return Availability(True, onnxruntime.__version__, builds=here, runs=here, note=note)
 
 
 def refusal(target: str, precision: str) -> str:
@@ -53,19 +52,14 @@ def refusal(target: str, precision: str) -> str:
 def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
     """Copy `graph` to `out` and read back what an inference of it computes in.
 
-    For a CUDA target on a machine whose CUDA provider does not work, the receipt gives the types the graph has,
-    and its source says that they were not read back. Raises CompileError if ONNX Runtime refuses the graph.
+    What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone.
+    Raises CompileError if the target is not this machine's or ONNX Runtime refuses the graph.
     """
-    typed.load(graph)
+    if target not in availability().builds:
+        raise CompileError(f"ONNX Runtime can vouch for {target} only on a machine that runs it")
     device = "cpu" if target == "cpu" else "cuda"
-    if device == "cpu" or gpu.capability() == target:
-        layers, source = _executed(graph, device, profile, expected), f"ONNX Runtime profile ({device})"
-    else:
-        layers = [
-            receipt.Layer(name=n, kind="node", dtype=d, nodes=(n,))
-            for n, d in typed.node_types(graph).items()
-        ]
-        source = "the graph's own types; not read back, since ONNX Runtime's CUDA provider does not run here"
+    layers = _executed(graph, device, profile, expected)
+    source = f"ONNX Runtime profile ({device})"
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
     return Artifact(out, receipt.make(source, expected, layers))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tlexport.errors import GateError, TlexportError
+from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BuildResult, Variant
+from tlexport.results import BuildResult
 from tlexport.run import Run
 from tlexport.stages import bench, compile, export, package, quantize, report, verify
 

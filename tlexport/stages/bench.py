@@ -10,7 +10,7 @@ import numpy as np
 
 from tlexport.backends import Runner, eager, registry
 from tlexport.evidence import latency, machine
-from tlexport.models import weights
+from tlexport.models.checkpoint import load_checkpoint
 from tlexport.models.image import ServingModel
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -33,7 +33,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
         return finished
     timed = [v for v in verified.variants if v.verdict == "pass"]
     images = np.load(run.require("reference/inputs.npy", "finetune"), mmap_mode="r", allow_pickle=False)
-    model, _, _ = weights.load_checkpoint(run / "checkpoint")
+    model, _, _ = load_checkpoint(run / "checkpoint")
     with ExitStack() as stack:
         runners: dict[str, Runner] = {
             REFERENCE: stack.enter_context(eager.runner_for(ServingModel(model).eval(), threads=threads))
@@ -71,14 +71,14 @@ def _measure(
             protected=(REFERENCE,),
             progress=step,
         )
-    kept = [name for name in runners if len(raw[name]) >= recipe.bench.samples]
+    kept = [name for name in runners if name not in raw.dropped]
     throughput: dict[str, dict[str, float]] = {name: {} for name in kept}
     with progress.bar("throughput") as step:
         for done, size in enumerate(recipe.bench.batch_sizes, start=1):
             batch = {"images": np.resize(np.array(images[:size]), (size, *images.shape[1:]))}
             calls = {name: partial(runners[name].run, batch) for name in kept}
             for name, rate in latency.throughput(calls, size, seed=recipe.seed).items():
-                throughput[name][str(size)] = round(rate, 2)
+                throughput[name][str(size)] = round(rate.items_per_s, 2)
             step(done, len(recipe.bench.batch_sizes))
     return raw, throughput
 

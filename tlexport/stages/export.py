@@ -12,7 +12,7 @@ from tlexport.backends import eager, registry
 from tlexport.errors import ExportError
 from tlexport.evidence import parity
 from tlexport.graph import inspect, trace
-from tlexport.models import weights
+from tlexport.models.checkpoint import load_checkpoint
 from tlexport.models.image import ServingModel
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -32,16 +32,16 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> ExportResult:
     if (finished := record.unchanged(ExportResult)) is not None:
         progress.say("export: unchanged, skipped")
         return finished
-    model, spec, extra = weights.load_checkpoint(checkpoint)
+    model, spec, extra = load_checkpoint(checkpoint)
     serving = ServingModel(model).eval()
     images = np.load(reference / "inputs.npy", mmap_mode="r", allow_pickle=False)
     progress.say(f"exporting {spec.backbone} (opset {recipe.export.opset})")
     metadata = {
-        "tlexport.version": versions().get("tlexport", "unknown"),
-        "tlexport.task": spec.task,
-        "tlexport.backbone": spec.backbone,
-        "tlexport.class_names": json.dumps(extra["class_names"]),
-        "tlexport.preprocessing": json.dumps(extra["preprocessing"]),
+        "tlexport_version": versions().get("tlexport", "unknown"),
+        "task": spec.task,
+        "backbone": spec.backbone,
+        "class_names": json.dumps(extra["class_names"]),
+        "preprocessing": json.dumps(extra["preprocessing"]),
     }
     graph = trace.trace(
         serving, torch.from_numpy(np.array(images[:2])), opset=recipe.export.opset, metadata=metadata
@@ -89,8 +89,8 @@ def _parity(graph: Path, serving: ServingModel, images: np.ndarray, recipe: Reci
                 )
                 if measured.relative > recipe.export.tolerance:
                     raise ExportError(
-                        f"the exported graph disagrees with PyTorch at batch {batch}: output {output!r} differs by {measured.max_abs_error:.3g}, "
-                        f"{measured.relative:.2g} of its scale {measured.scale:.3g} (export.tolerance {recipe.export.tolerance:g})"
+                        f"the exported graph disagrees with PyTorch at batch {batch}: output {output!r} differs "
+                        f"by {measured.max_abs_error:.3g}, {measured.relative:.2g} of its scale {measured.scale:.3g} (export.tolerance {recipe.export.tolerance:g})"
                     )
                 found.append(
                     ExportParity(

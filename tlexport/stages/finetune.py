@@ -10,8 +10,8 @@ import numpy as np
 
 from tlexport.modalities import MODALITIES, metrics
 from tlexport.modalities.image import ImageData, Split
+from tlexport.models import checkpoint, weights
 from tlexport.models import image as models
-from tlexport.models import weights
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import FinetuneResult, Metrics, WeightsSummary
@@ -57,8 +57,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         device=device.type,
         resumed_from=fitted.resumed_from,
         weights=loaded,
-        corrupt=tuple(data.report.corrupt),
-        duplicates=tuple(data.report.duplicates),
+        corrupt=tuple(f"{file.name}: {file.reason}" for file in data.report.corrupt),
+        duplicates=tuple(f"{d.name} ({d.split}) is {d.train} (train)" for d in data.report.duplicates),
         notes=tuple(data.report.notes),
     )
     _keep(run, model, spec, data, recipe, result)
@@ -82,20 +82,19 @@ def _config(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 
 def _report(data: ImageData, progress: Progress) -> None:
     """What the data holds, and everything about it that a careful person would want to know before training."""
-    counts = ", ".join(
-        f"{name} {len(split)}"
-        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-    )
-    progress.say(f"data: {data.task}, {len(data.class_names)} classes, {counts} ({data.report.split_origin})")
-    if data.report.corrupt:
+    report = data.report
+    counts = ", ".join(f"{name} {count} ({report.split_origin[name]})" for name, count in report.samples.items())
+    progress.say(f"data: {data.task}, {len(data.class_names)} classes; {counts}")
+    if report.corrupt:
+        first = report.corrupt[0]
+        progress.warn(f"{len(report.corrupt)} unreadable files were left out, the first: {first.name} ({first.reason})")
+    if report.duplicates_count.get("test"):
+        first_twin = next(twin for twin in report.duplicates if twin.split == "test")
         progress.warn(
-            f"{len(data.report.corrupt)} unreadable files were left out, the first: {data.report.corrupt[0]}"
+            f"{report.duplicates_count['test']} test images are also in train, the first: {first_twin.name}; "
+            + ("they were left out of test" if report.dropped else "data.duplicates=drop leaves them out of test")
         )
-    if data.report.duplicates:
-        progress.warn(
-            f"{len(data.report.duplicates)} test images are also in train, the first: {data.report.duplicates[0]} (data.duplicates=drop leaves them out of test)"
-        )
-    for note in data.report.notes:
+    for note in report.notes:
         progress.say(note)
 
 
@@ -137,7 +136,7 @@ def _keep(
         "metrics": result.metrics.model_dump(),
         "data": data.report.model_dump(mode="json"),
     }
-    weights.save_checkpoint(run / "checkpoint", model, spec, extra)
+    checkpoint.save_checkpoint(run / "checkpoint", model, spec, extra)
     write_json(run / "checkpoint" / "metrics.json", result.metrics.model_dump())
     with replacing(run / "checkpoint" / "history.jsonl") as partial:
         partial.write_bytes((run / "training" / "history.jsonl").read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 from tlexport.bundle import choice, manifest
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
-from tlexport.models import weights
+from tlexport.models.checkpoint import load_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import BenchResult, PackageResult, Variant
@@ -68,7 +68,7 @@ def _same_file(run: Run, variant: Variant) -> None:
 def _write(
     run: Run, recipe: Recipe, out: Path, chosen: dict[str, choice.Chosen], measured: BenchResult
 ) -> manifest.Manifest:
-    _, spec, extra = weights.load_checkpoint(run / "checkpoint")
+    _, spec, extra = load_checkpoint(run / "checkpoint")
     inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
     sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
     for name in ("inputs.npy", "outputs.npy"):

@@ -11,7 +11,7 @@ from tlexport.backends import registry
 from tlexport.errors import CompileError, ExportError
 from tlexport.evidence import parity, stats
 from tlexport.modalities import metrics
-from tlexport.models import weights
+from tlexport.models.checkpoint import load_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, Variant, VerifyResult
@@ -32,7 +32,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
     if (finished := record.unchanged(VerifyResult)) is not None:
         progress.say("verify: unchanged, skipped")
         return finished
-    _, spec, _ = weights.load_checkpoint(run / "checkpoint")
+    _, spec, _ = load_checkpoint(run / "checkpoint")
     judge = Judge(run, recipe, spec.task)
     variants = []
     with progress.bar("verifying") as step:
@@ -154,7 +154,8 @@ class Judge:
         missed = []
         if numbers["drop_high"] > gates.max_drop:
             missed.append(
-                f"{self.recipe.metric} drop {numbers['drop']:.4f}, at worst {numbers['drop_high']:.4f} ({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}"
+                f"{self.recipe.metric} drop {numbers['drop']:.4f}, at worst {numbers['drop_high']:.4f} "
+                f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}"
             )
         if gates.max_flips is not None and flipped > gates.max_flips:
             missed.append(f"{flipped:.2%} of the decisions flip, over max_flips {gates.max_flips:g}")

@@ -117,7 +117,8 @@ def _probe(
 
     def adopt(weights: dict[str, torch.Tensor]) -> None:
         model.head.load_state_dict(weights)
-        linear = model.linear
+        linear = model.head[-1]
+        assert isinstance(linear, nn.Linear)
         with torch.no_grad():
             weight = linear.weight / scale.to(linear.weight)
             linear.bias -= weight @ mean.to(linear.weight)
@@ -130,10 +131,14 @@ def _probe(
         labels=_labels(data.train, data),
         multilabel=data.task == "multilabel",
         validate=validate,
-        prepare=lambda head: None if head.train() else None,
+        prepare=_train,
         device=device,
     )
     return problem, adopt
+
+
+def _train(head: nn.Module) -> None:
+    head.train()
 
 
 def _features(

@@ -95,7 +95,8 @@ def fit(
         train_loss, train_seconds = float(total) / seen, time.monotonic() - started
         if not math.isfinite(train_loss):
             raise TrainingError(
-                f"the loss became {train_loss} in epoch {epoch + 1}; lower transfer.lr (now {transfer.lr}) or check the data for constant or extreme images"
+                f"the loss became {train_loss} in epoch {epoch + 1}; lower transfer.lr (now {transfer.lr}) "
+                "or check the data for constant or extreme images"
             )
         _record(state, problem.validate(judged), metric, train_loss, train_seconds, seen, judged)
         state.history[-1]["lr"] = transfer.lr * _rate(
@@ -105,7 +106,8 @@ def fit(
         write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.history))
         last = state.history[-1]
         progress.say(
-            f"epoch {state.epoch}/{transfer.epochs}  loss {train_loss:.4f}  val {metric} {last['val'][metric]:.4f}  {last['images_per_second']:.0f} images/s"
+            f"epoch {state.epoch}/{transfer.epochs}  loss {train_loss:.4f}  val {metric} {last['val'][metric]:.4f}  "
+            f"{last['images_per_second']:.0f} images/s"
         )
     rate = sum(e["images"] for e in state.history) / max(sum(e["train_seconds"] for e in state.history), 1e-9)
     return Fitted(state.best, state.best_epoch, state.history, rate, resumed_from)

@@ -1,0 +1,284 @@
+"""FP32 to INT8 by QuantizeLinear and DequantizeLinear pairs, in the form each family of backends computes fastest.
+
+`trt` (TensorRT, TensorRT-RTX): every factor of a compute node is symmetric S8, activations per tensor, weights per
+output channel; biases stay float. `cpu` (ONNX Runtime, OpenVINO): activations are U8 with a zero point and biases S32.
+The outputs of convolutions are quantised too, because ONNX Runtime fuses an integer convolution only between Q/DQ on
+both sides; products of two activations (attention) stay FP32, which OpenVINO runs faster and ONNX Runtime as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from tlexport.errors import ExportError
+from tlexport.graph import inspect
+from tlexport.graph.calibration import Range
+
+Flavour = Literal["trt", "cpu"]
+
+LARGEST_BIAS = 2**31 - 2**10  # in 32 bits, with room for rounding in float32
+DEAD = 1e-12  # a largest magnitude below this is taken for zero; a scale made of it would underflow
+
+
+def tensors_to_calibrate(model: onnx.ModelProto, flavour: Flavour) -> list[str]:
+    """Names of the activations `quantize` needs a range for, in the graph's order."""
+    return _activations(model.graph, flavour, _chosen(model.graph, flavour, ()))
+
+
+def quantize(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    flavour: Flavour,
+    *,
+    exclude: Collection[str] = (),
+    reduce_range: bool = False,
+) -> onnx.ModelProto:
+    """The graph with Q/DQ around every Conv, Gemm and MatMul that `exclude` does not name; the rest stays FP32.
+
+    Flavour `cpu` also leaves MatMuls without a constant factor in FP32. No layer is left out by its place: on
+    EfficientNet-Lite0 keeping the first or the last one in FP32 did not bring the output nearer to FP32's.
+
+    `ranges` holds at least `tensors_to_calibrate(model, flavour)`. `reduce_range` keeps weights within 7 bits: needed
+    on x86 CPUs without VNNI, where the sum of two 8-bit products saturates at 16 bits.
+
+    Requires an FP32 graph. Raises ExportError if a range is missing, a name in `exclude` is not a compute node, or the
+    result breaks its promise: both factors of each quantised node dequantised, scales positive and finite.
+    """
+    _require_fp32(model, exclude)
+    _require_finite(model, ranges)
+    chosen = _chosen(model.graph, flavour, exclude)
+    if not chosen:
+        raise ExportError("there is no Conv, Gemm or MatMul left to quantise")
+    activations = _activations(model.graph, flavour, chosen)
+    if missing := [name for name in activations if name not in ranges]:
+        raise ExportError(f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}")
+    to_grid = _symmetric if flavour == "trt" else _asymmetric
+    insertion = _Insertion(model.graph, {name: to_grid(ranges[name]) for name in activations}, 63 if reduce_range else 127)
+    for node in model.graph.node:
+        if node.name in chosen:
+            insertion.quantise(node, integer_bias=flavour == "cpu")
+        else:
+            insertion.copy(node, dequantised=flavour == "cpu" and node.name not in exclude)
+    result = insertion.applied_to(model)
+    _ensure_quantised(result, chosen)
+    return result
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Real value = scale * (integer - zero_point); scalars, or vectors [channels] along `axis`."""
+
+    scale: np.ndarray  # float32
+    zero_point: np.ndarray  # int8, uint8 or int32
+    axis: int | None = None
+
+    def quantise(self, values: np.ndarray, largest: int) -> np.ndarray:
+        """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`."""
+        shape = [1] * values.ndim if self.axis is None else [-1 if d == self.axis else 1 for d in range(values.ndim)]
+        steps = np.rint(values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape))
+        return np.clip(steps, -largest, largest).astype(self.zero_point.dtype)
+
+
+def _symmetric(interval: Range) -> Grid:
+    return Grid(_step(interval.magnitude, 127), np.zeros((), np.int8))
+
+
+def _asymmetric(interval: Range) -> Grid:
+    """U8 over the interval widened to hold 0, which must be exact: padding and ReLU produce it."""
+    low, high = min(interval.low, 0.0), max(interval.high, 0.0)
+    scale = _step(high - low, 255)
+    return Grid(scale, np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
+
+
+def _step(magnitude: np.ndarray | float, levels: int) -> np.ndarray:
+    """Magnitude / levels; 1 where there is nothing to represent, since a scale may be neither 0 nor infinite."""
+    return np.where(np.asarray(magnitude) < DEAD, 1.0, np.asarray(magnitude) / levels).astype(np.float32)
+
+
+class _Insertion:
+    """Builds the new node list in order; each tensor is quantised once, however many nodes read it."""
+
+    def __init__(self, graph: onnx.GraphProto, grids: Mapping[str, Grid], largest_weight: int) -> None:
+        self.floats = {tensor.name: tensor for tensor in graph.initializer}
+        self.grids = grids
+        self.largest_weight = largest_weight
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self._dequantised: dict[tuple[str, int | None, bytes], str] = {}
+
+    def copy(self, original: NodeProto, *, dequantised: bool) -> None:
+        """Append the node as it is; if `dequantised` it reads quantised activations through their Q/DQ."""
+        node = _copied(original)
+        if dequantised:
+            node.input[:] = [self._activation(name) if name in self.grids else name for name in original.input]
+        self.nodes.append(node)
+
+    def quantise(self, original: NodeProto, *, integer_bias: bool) -> None:
+        """Append the compute node with both factors dequantised from integers, and the bias too if asked and possible."""
+        node = _copied(original)
+        biased = integer_bias and _takes_integer_bias(original, self.grids, self.floats)
+        for index, name in enumerate(original.input[:2]):
+            if name in self.grids:
+                node.input[index] = self._activation(name)
+                continue
+            weight = numpy_helper.to_array(self.floats[name])
+            bias = numpy_helper.to_array(self.floats[original.input[2]]) if biased else None
+            step = float(self.grids[original.input[0]].scale) if biased else 1.0
+            grid = self._weight_grid(weight, _channel_axis(original, index, weight.ndim), bias, step)
+            node.input[index] = self._constant(name, weight, grid, self.largest_weight)
+            if bias is not None:
+                bias_grid = Grid((grid.scale * step).astype(np.float32), np.zeros(grid.scale.shape, np.int32), axis=0)
+                node.input[2] = self._constant(original.input[2], bias, bias_grid, LARGEST_BIAS)
+        self.nodes.append(node)
+
+    def applied_to(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model with the new nodes and only the constants they read."""
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        del result.graph.node[:], result.graph.value_info[:], result.graph.initializer[:]
+        result.graph.node.extend(self.nodes)
+        read = {name for node in self.nodes for name in node.input}
+        result.graph.initializer.extend(tensor for name, tensor in (self.floats | self.constants).items() if name in read)
+        return result
+
+    def _activation(self, name: str) -> str:
+        grid = self.grids[name]
+        key = (name, None, grid.scale.tobytes())
+        if key not in self._dequantised:
+            parameters = self._parameters(name, grid)
+            integers = f"{name}_quantized"
+            self.nodes.append(helper.make_node("QuantizeLinear", [name, *parameters], [integers], f"{name}/QuantizeLinear"))
+            self._dequantised[key] = self._dequantise(name, integers, parameters, None)
+        return self._dequantised[key]
+
+    def _weight_grid(self, weight: np.ndarray, axis: int | None, bias: np.ndarray | None, step: float) -> Grid:
+        """Symmetric S8 per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
+        others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
+        magnitude = np.abs(weight).max(axis=others) if axis is not None else np.abs(weight).max()
+        scale = _step(magnitude, self.largest_weight)
+        if bias is not None:
+            scale = np.maximum(scale, np.abs(bias) / (step * LARGEST_BIAS)).astype(np.float32)
+        return Grid(scale, np.zeros(scale.shape, np.int8), axis)
+
+    def _constant(self, name: str, values: np.ndarray, grid: Grid, largest: int) -> str:
+        key = (name, grid.axis, grid.scale.tobytes())
+        if key not in self._dequantised:
+            variants = sum(known == name for known, _, _ in self._dequantised)
+            base = f"{name}_{variants}" if variants else name
+            integers = self._add(f"{base}_quantized", grid.quantise(values, largest))
+            self._dequantised[key] = self._dequantise(base, integers, self._parameters(base, grid), grid.axis)
+        return self._dequantised[key]
+
+    def _parameters(self, base: str, grid: Grid) -> list[str]:
+        return [self._add(f"{base}_scale", grid.scale), self._add(f"{base}_zero_point", grid.zero_point)]
+
+    def _dequantise(self, base: str, integers: str, parameters: list[str], axis: int | None) -> str:
+        output = f"{base}_dequantized"
+        node = helper.make_node("DequantizeLinear", [integers, *parameters], [output], f"{base}/DequantizeLinear")
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
+        return output
+
+    def _add(self, name: str, values: np.ndarray) -> str:
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+        return name
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _chosen(graph: onnx.GraphProto, flavour: Flavour, exclude: Collection[str]) -> frozenset[str]:
+    """Names of the compute nodes to quantise."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return frozenset(
+        node.name
+        for node in graph.node
+        if node.op_type in inspect.QUANTISABLE
+        and node.name not in exclude
+        and (flavour == "trt" or weights.intersection(node.input[:2]))
+    )
+
+
+def _activations(graph: onnx.GraphProto, flavour: Flavour, chosen: Collection[str]) -> list[str]:
+    """Names of the activations that get a Q/DQ pair, in the graph's order."""
+    quantised = {name for node in graph.node if node.name in chosen for name in node.input[:2]}
+    if flavour == "cpu":
+        quantised |= {_fused_output(node, graph) for node in graph.node if node.name in chosen and node.op_type == "Conv"}
+        quantised -= {value.name for value in graph.output}
+    order = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
+    constants = {tensor.name for tensor in graph.initializer}
+    return [name for name in order if name in quantised - constants]
+
+
+def _fused_output(convolution: NodeProto, graph: onnx.GraphProto) -> str:
+    """What the convolution hands on: its output, or that of the Relu or Clip which alone reads it and vanishes into Q."""
+    readers = [node for node in graph.node if convolution.output[0] in node.input]
+    fused = len(readers) == 1 and readers[0].op_type in ("Relu", "Clip")
+    return str(readers[0].output[0] if fused else convolution.output[0])
+
+
+def _channel_axis(node: NodeProto, index: int, rank: int) -> int | None:
+    """The axis of a weight along which the node's output channels lie; None: one scale for the whole weight."""
+    if node.op_type == "Conv":
+        return 0
+    if rank < 2:
+        return None
+    if node.op_type == "Gemm":
+        transposed = _attribute(node, "transB" if index == 1 else "transA", 0)
+        return 0 if bool(transposed) == (index == 1) else 1
+    return rank - 1 if index == 1 else rank - 2
+
+
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    return next((helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name), default)
+
+
+def _takes_integer_bias(node: NodeProto, grids: Mapping[str, Grid], floats: Mapping[str, TensorProto]) -> bool:
+    """A constant vector, added unscaled to a product of a quantised activation and a constant weight."""
+    return (
+        len(node.input) == 3
+        and node.input[0] in grids
+        and node.input[1] in floats
+        and node.input[2] in floats
+        and len(floats[node.input[2]].dims) == 1
+        and _attribute(node, "alpha", 1.0) == _attribute(node, "beta", 1.0) == 1.0
+    )
+
+
+def _require_fp32(model: onnx.ModelProto, exclude: Collection[str]) -> None:
+    dtypes = inspect.compute_dtypes(model)
+    if wrong := sorted(set(dtypes.values()) - {"fp32"}):
+        raise ExportError(f"quantisation starts from an FP32 graph; this one computes in {', '.join(wrong)}")
+    if unknown := sorted(set(exclude) - set(dtypes)):
+        raise ExportError(f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)")
+
+
+def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
+    strange = [name for name, interval in ranges.items() if not np.isfinite(interval).all()]
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
+            strange.append(tensor.name)
+    if strange:
+        raise ExportError(f"NaN or infinity in weights or ranges: {', '.join(strange[:5])}")
+
+
+def _ensure_quantised(model: onnx.ModelProto, chosen: Collection[str]) -> None:
+    dtypes = inspect.compute_dtypes(model)
+    if left := [name for name in chosen if dtypes[name] != "int8"]:
+        raise ExportError(f"not in INT8 after quantisation: {', '.join(left[:5])}")
+    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.name in scales and not (np.isfinite(values) & (values > 0)).all():
+            raise ExportError(f"the scale {tensor.name!r} is not positive and finite everywhere")
+    inspect.require_loadable(model)

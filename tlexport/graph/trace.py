@@ -1,0 +1,186 @@
+"""From a PyTorch module to a clean graph, and graphs to and from files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from tlexport.errors import ExportError
+from tlexport.graph import inspect
+from tlexport.run import replacing, versions
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = "batch"
+LIMIT = 2**31 - 2**20  # protobuf's limit of one message, less what the nodes take
+METADATA = ("class_names", "preprocessing", "task")
+
+_log = logging.getLogger(__name__)
+
+
+def trace(
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    *,
+    opset: int,
+    input_name: str = "images",
+    output_name: str = "probabilities",
+    metadata: dict[str, str],
+) -> onnx.ModelProto:
+    """Export a module that takes uint8 [N, C, S, S] and returns float32 [N, K], with N symbolic.
+
+    `example` is uint8 [2, C, S, S] (a batch of 1 would be taken for a constant). `metadata` needs `class_names`
+    and `preprocessing` (both JSON) and `task`; `opset` and `tlexport_version` are added. The same module gives the same
+    bytes. BatchNorm after Conv is folded, every node has a unique name, nothing of the machine is left in the graph.
+
+    Raises ExportError if the module cannot be exported or the result breaks one of these promises.
+    """
+    if missing := [key for key in METADATA if key not in metadata]:
+        raise ExportError(f"the graph's metadata lacks {', '.join(missing)} (it has: {', '.join(metadata) or 'nothing'})")
+    _require_size(sum(tensor.nbytes for tensor in module.state_dict().values()))
+    model = _export(module, example, opset, input_name, output_name)
+    _strip(model)
+    _name_nodes(model.graph)
+    stamp = {**metadata, "opset": str(opset), "tlexport_version": versions().get("tlexport", "unknown")}
+    onnx.helper.set_model_props(model, dict(sorted(stamp.items())))
+    _ensure_clean(model, input_name, output_name)
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write the graph to `path`, whole or not at all. Raises ExportError past 2 GB, StorageError if it cannot be written."""
+    _require_size(model.ByteSize())
+    with replacing(path) as partial:
+        partial.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read and check a graph. Raises ExportError if the file is missing, damaged or not a valid ONNX model."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(model)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise ExportError(f"{path} is not a readable ONNX graph ({_first_line(error)}); export the run again") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ExportError(f"{path} keeps weights in other files; only graphs in one file (up to 2 GB) are read")
+    return model
+
+
+def _export(
+    module: torch.nn.Module, example: torch.Tensor, opset: int, input_name: str, output_name: str
+) -> onnx.ModelProto:
+    import torch
+
+    with _quiet(), torch.no_grad():
+        try:
+            program: Any = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                verbose=False,
+            )
+            model: onnx.ModelProto = program.model_proto
+        except Exception as error:  # the exporter raises whatever the module's own code raises
+            raise ExportError(f"the model cannot be exported to ONNX: {_root_cause(error)}") from error
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines off the terminal; what it printed goes to our debug log."""
+    printed = io.StringIO()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if printed.getvalue():
+            _log.debug("the exporter printed:\n%s", printed.getvalue())
+
+
+def _root_cause(error: BaseException) -> str:
+    """The exporter wraps errors in pages of advice; the innermost one says what is wrong."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _require_size(size: int) -> None:
+    if size > LIMIT:
+        raise ExportError(
+            f"the model takes {size / 2**30:.1f} GiB and one ONNX file holds at most 2; choose a smaller backbone"
+        )
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop stack traces (they hold paths of this machine), inferred shapes and doc strings."""
+    graph = model.graph
+    del graph.value_info[:]
+    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name a node that owns a weight after the layer (`net.layer1.0.conv1`), any other by operator and order."""
+    weights = {tensor.name for tensor in graph.initializer}
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        owner = next((name for name in node.input if name in weights and name.endswith(".weight")), None)
+        base = owner.removesuffix(".weight") if owner and node.op_type in inspect.COMPUTE else node.op_type
+        node.name = f"{base}_{seen[base]}" if seen[base] or base == node.op_type else base
+        seen[base] += 1
+
+
+def _ensure_clean(model: onnx.ModelProto, input_name: str, output_name: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exporter made an invalid graph: {_first_line(error)}") from error
+    inputs, outputs = inspect.io(model)
+    if [spec.name for spec in inputs] != [input_name] or [spec.name for spec in outputs] != [output_name]:
+        found = ", ".join(spec.name for spec in (*inputs, *outputs))
+        raise ExportError(f"the graph must have one input {input_name!r} and one output {output_name!r}, it has {found}")
+    for spec in (*inputs, *outputs):
+        if spec.shape[:1] != (BATCH,) or any(isinstance(d, str) for d in spec.shape[1:]):
+            raise ExportError(
+                f"{spec.name!r} has shape {list(spec.shape)}; the first dimension must be free ({BATCH!r}) and no other. "
+                "Does the model fix its batch size?"
+            )
+    if unfolded := _unfolded(model.graph):
+        raise ExportError(f"BatchNorm was not folded into {', '.join(unfolded[:5])}; quantisation needs that")
+    names = Counter(node.name for node in model.graph.node)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ExportError(f"node names are not unique: {', '.join(twice[:5])}")
+
+
+def _unfolded(graph: onnx.GraphProto) -> list[str]:
+    """Convolutions whose only consumer is a BatchNormalization."""
+    uses = Counter(name for node in graph.node for name in node.input)
+    convolutions = {node.output[0]: node.name for node in graph.node if node.op_type == "Conv"}
+    return [
+        convolutions[node.input[0]]
+        for node in graph.node
+        if node.op_type == "BatchNormalization" and node.input[0] in convolutions and uses[node.input[0]] == 1
+    ]

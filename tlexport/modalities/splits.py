@@ -1,0 +1,206 @@
+"""Splits: drawn stratified by a seed, never through a group; and checks that no sample stands on both sides.
+
+Labels are int64 [n] (one class a sample) or 0/1 [n, K] (multilabel); groups are [n] of strings or integers
+(a patient, a slide). Every function gives the same answer for the same arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlexport.errors import DataError, LeakageError
+
+Indices = NDArray[np.int64]
+
+NAMES = ("train", "val", "test")
+_SHOWN = 5
+
+
+def stratified(
+    labels: NDArray[Any],
+    fractions: Sequence[float],
+    seed: int,
+    groups: NDArray[Any] | None = None,
+) -> list[Indices]:
+    """Draw one part for each of `fractions`, the rest first: [rest, part 1, part 2 ...], sorted indices.
+
+    Each class keeps its share in every part as far as whole samples allow, and at least one sample in the
+    rest; a class with enough samples has at least one in every part. With groups whole groups are dealt
+    out, so shares are approximate. Raises DataError if there are fewer samples or groups than parts.
+    """
+    parts = len(fractions) + 1
+    units = len(labels) if groups is None else len(np.unique(groups))
+    if units < parts:
+        what = "samples" if groups is None else "groups"
+        raise DataError(
+            f"{units} {what} cannot be split into {parts} parts; add {what}, or state the splits in the data"
+        )
+    shares = np.array([1 - sum(fractions), *fractions])
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        owner = _deal_samples(_strata(labels, min(shares)), shares, generator)
+    else:
+        owner = _deal_groups(labels, shares, groups, generator)
+    return [np.flatnonzero(owner == part) for part in range(parts)]
+
+
+def subset(labels: NDArray[Any], count: int, seed: int) -> Indices:
+    """`count` sorted indices, or all if there are fewer; stratified up to rounding."""
+    if count >= len(labels):
+        return np.arange(len(labels))
+    first, others = stratified(labels, [1 - count / len(labels)], seed)
+    generator = np.random.default_rng(seed)
+    return np.sort(np.concatenate([generator.permutation(first), generator.permutation(others)])[:count])
+
+
+def divide(
+    labels: NDArray[Any],
+    stated: NDArray[Any] | None,
+    groups: NDArray[Any] | None,
+    fractions: tuple[float, float],
+    seed: int,
+) -> tuple[dict[str, Indices], dict[str, str]]:
+    """train, val and test as indices, and in words where each came from.
+
+    `stated` holds train, val or test for each sample, or None. All three: taken as they are. Train and test:
+    val is drawn from train. Train and val: the stated val becomes test, because it must not be used to choose
+    a model and to judge it too, and val is drawn from train. Otherwise all three are drawn. `fractions` are
+    the shares of val and test. Raises LeakageError if stated splits share a group.
+    """
+    parts = {} if stated is None else {name: np.flatnonzero(stated == name) for name in np.unique(stated)}
+    if groups is not None:
+        check_groups({name: groups[rows] for name, rows in parts.items()})
+    if parts and "train" not in parts:
+        raise DataError(f"the data states {' and '.join(parts)} but no train; add it, or draw new splits with data.resplit=true")
+    drawn = f"stratified{' by group' if groups is not None else ''}, seed {seed}"
+    if len(parts) < 2:
+        rows = stratified(labels, fractions, seed, groups)
+        origin = f"drawn from all samples, {drawn}"
+        return dict(zip(NAMES, rows, strict=True)), dict.fromkeys(NAMES, origin)
+    if len(parts) == len(NAMES):
+        return {name: parts[name] for name in NAMES}, dict.fromkeys(NAMES, "given")
+    pool, held = parts["train"], "test" if "test" in parts else "val"
+    rest, val = stratified(labels[pool], fractions[:1], seed, None if groups is None else groups[pool])
+    origins = {
+        "train": "given, without what was drawn for val",
+        "val": f"drawn from the given train ({fractions[0]:.0%}), {drawn}",
+        "test": "given" if held == "test" else "the given val",
+    }
+    return {"train": pool[rest], "val": pool[val], "test": parts[held]}, origins
+
+
+def check_groups(groups: Mapping[str, NDArray[Any] | None]) -> None:
+    """Raise LeakageError naming the groups if two of the named splits share any."""
+    known = {name: {str(group) for group in np.unique(of)} for name, of in groups.items() if of is not None}
+    for (one, left), (other, right) in combinations(known.items(), 2):
+        shared = sorted(left & right)
+        if shared:
+            raise LeakageError(
+                f"{len(shared)} group{'s' * (len(shared) > 1)} in both {one} and {other}: {_few(shared)}; "
+                "a group must stay in one split. Correct the data, or draw new splits with data.resplit=true"
+            )
+
+
+def content_hashes(images: NDArray[np.uint8]) -> list[bytes]:
+    """One 16-byte hash an image, of its shape and pixels; `images` is uint8 [n, h, w, C]."""
+    shape = repr(images.shape[1:]).encode()
+    contiguous = (np.ascontiguousarray(image) for image in images)
+    return [hashlib.blake2b(image.data, digest_size=16, key=shape).digest() for image in contiguous]
+
+
+def shared_with(hashes: Sequence[bytes], others: Sequence[bytes]) -> list[tuple[int, int]]:
+    """(index in `hashes`, first index in `others`) of each image that is also among the others."""
+    first: dict[bytes, int] = {}
+    for index, value in enumerate(others):
+        first.setdefault(value, index)
+    return [(index, first[value]) for index, value in enumerate(hashes) if value in first]
+
+
+def _strata(labels: NDArray[Any], smallest_share: float) -> Indices:
+    """The class of each sample; for multilabel its set of labels, or its rarest one if the set is rare."""
+    if labels.ndim == 1:
+        return labels.astype(np.int64)
+    sets, which, counts = np.unique(labels > 0, axis=0, return_inverse=True, return_counts=True)
+    frequency = np.where(labels > 0, (labels > 0).sum(axis=0), len(labels) + 1)
+    rarest = np.where((labels > 0).any(axis=1), frequency.argmin(axis=1), labels.shape[1])
+    common = counts[which.ravel()] * smallest_share >= 1
+    strata: Indices = np.where(common, len(sets) + labels.shape[1] + which.ravel(), rarest)
+    return strata
+
+
+def _deal_samples(strata: Indices, shares: NDArray[np.float64], generator: np.random.Generator) -> Indices:
+    owner = np.zeros(len(strata), np.int64)
+    targets = np.round(shares * len(strata)).astype(np.int64)
+    dealt = np.zeros_like(targets)
+    values, counts = np.unique(strata, return_counts=True)
+    for value, count in sorted(zip(values, counts, strict=True), key=lambda pair: pair[1]):
+        take = _apportion(count, shares, targets - dealt)
+        dealt += take
+        members = generator.permutation(np.flatnonzero(strata == value))
+        owner[members] = np.repeat(np.arange(len(shares)), take)
+    return owner
+
+
+def _apportion(count: int, shares: NDArray[np.float64], open_places: Indices) -> Indices:
+    """Largest remainders: how many of a stratum's `count` samples each part gets, the first one or more."""
+    ideal = shares * count
+    take = np.floor(ideal).astype(np.int64)
+    if count >= len(shares):
+        take = np.maximum(take, 1)
+    take[0] = max(take[0], 1)
+    while take.sum() > count:
+        take[np.argmax(np.where(take > 1, take - ideal, -np.inf))] -= 1
+    for _ in range(count - int(take.sum())):
+        take[np.lexsort((open_places - take, ideal - take))[-1]] += 1
+    return take
+
+
+def _deal_groups(
+    labels: NDArray[Any],
+    shares: NDArray[np.float64],
+    groups: NDArray[Any],
+    generator: np.random.Generator,
+) -> Indices:
+    """Greedy: large lopsided groups first, each to the part it leaves nearest to its share of every class."""
+    positive = labels > 0 if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    rows = np.hstack([positive, np.ones((len(labels), 1), bool)])
+    names, which = np.unique(groups, return_inverse=True)
+    content = np.zeros((len(names), rows.shape[1]))
+    np.add.at(content, which.ravel(), rows)
+    scale = np.maximum(content.sum(axis=0), 1)
+    wanted = shares[:, None] * content.sum(axis=0)
+    held = np.zeros_like(wanted)
+    owner = np.zeros(len(names), np.int64)
+    shuffled = generator.permutation(len(names))
+    for group in shuffled[np.argsort(-content[shuffled].max(axis=1), kind="stable")]:
+        before = ((held - wanted) ** 2 / scale).sum(axis=1)
+        after = ((held + content[group] - wanted) ** 2 / scale).sum(axis=1)
+        owner[group] = np.argmin(after - before)
+        held[owner[group]] += content[group]
+    _fill(owner, content, shares)
+    of_samples: Indices = owner[which.ravel()]
+    return of_samples
+
+
+def _fill(owner: Indices, content: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
+    """Move small groups, in place, until the first part has every class and no part is empty."""
+    size = content[:, -1]
+    for column in range(content.shape[1] - 1):
+        holders = np.flatnonzero(content[:, column])
+        if len(holders) and not (owner[holders] == 0).any():
+            owner[holders[np.argmin(size[holders])]] = 0
+    for part in range(1, len(shares)):
+        if not (owner == part).any():
+            donors = np.flatnonzero(np.bincount(owner, minlength=len(shares))[owner] > 1)
+            owner[donors[np.argmin(size[donors])]] = part
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
