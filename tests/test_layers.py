@@ -110,7 +110,10 @@ def test_backends_do_not_import_each_other() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from tlexport.cli import app; app(['--help'], standalone_mode=False); print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    code = (
+        "import sys; from tlexport.cli import app; app(['--help'], standalone_mode=False); "
+        "print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
     assert loaded & (HEAVY | {"numpy", "pydantic", "yaml"}) == set()

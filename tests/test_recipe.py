@@ -41,16 +41,43 @@ def test_recipes_are_found_by_name_by_recipes_path_and_by_file(tmp_path: Path) -
 
 def test_every_mistake_is_reported_at_once_with_the_nearest_key() -> None:
     with pytest.raises(RecipeError) as caught:
-        load("insects", ["transfer.epohcs=3", "dat.path=x", "targets=[rtx4009]", "transfer.lr=-1", "nonsense", "data.path.deep=1"])
+        load(
+            "insects",
+            [
+                "transfer.epohcs=3",
+                "dat.path=x",
+                "targets=[rtx4009]",
+                "transfer.lr=-1",
+                "nonsense",
+                "data.path.deep=1",
+            ],
+        )
     text = str(caught.value)
-    for expected in ("'transfer.epochs'", "'data'", "'rtx4090'", "transfer.lr", "'nonsense'", "data.path.deep"):
+    for expected in (
+        "'transfer.epochs'",
+        "'data'",
+        "'rtx4090'",
+        "transfer.lr",
+        "'nonsense'",
+        "data.path.deep",
+    ):
         assert expected in text
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=-1", "data.image_size=4", "gates.max_drop=.nan", "transfer.lr=.inf", "precision=[]", "precision=[fp8]", "targets=[]", "name=../up", "export.opset=11"],
+    [
+        "seed=-1",
+        "data.image_size=4",
+        "gates.max_drop=.nan",
+        "transfer.lr=.inf",
+        "precision=[]",
+        "precision=[fp8]",
+        "targets=[]",
+        "name=../up",
+        "export.opset=11",
+    ],
 )
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(RecipeError, match=override.split("=")[0].split(".")[-1]):
@@ -94,7 +121,18 @@ def test_a_recipe_is_frozen() -> None:
     assert isinstance(recipe, Recipe)
 
 
-@pytest.mark.parametrize(("typed", "canonical"), [("CPU", "cpu"), ("8.9", "sm89"), ("RTX 4090", "sm89"), ("rtx-5090", "sm120"), ("h200", "sm90"), ("sm_75", "sm75"), ("T4", "sm75")])
+@pytest.mark.parametrize(
+    ("typed", "canonical"),
+    [
+        ("CPU", "cpu"),
+        ("8.9", "sm89"),
+        ("RTX 4090", "sm89"),
+        ("rtx-5090", "sm120"),
+        ("h200", "sm90"),
+        ("sm_75", "sm75"),
+        ("T4", "sm75"),
+    ],
+)
 def test_targets_as_people_type_them(typed: str, canonical: str) -> None:
     assert targets.resolve(typed) == canonical
 

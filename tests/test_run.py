@@ -128,7 +128,11 @@ def test_a_lock_dies_with_its_process(run: Run) -> None:
 def test_a_full_device_is_a_storage_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    with pytest.raises(StorageError, match="disk is full"), storage_errors(Path("x")), Path("/dev/full").open("w") as handle:
+    with (
+        pytest.raises(StorageError, match="disk is full"),
+        storage_errors(Path("x")),
+        Path("/dev/full").open("w") as handle,
+    ):
         handle.write("x" * 100_000)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Step = Callable[[int, int], None]  # (done, total)
@@ -16,13 +16,7 @@ class Progress(Protocol):
 
     def warn(self, text: str) -> None: ...
 
-    def bar(self, label: str) -> _Bar: ...
-
-
-class _Bar(Protocol):
-    def __enter__(self) -> Step: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
+    def bar(self, label: str) -> AbstractContextManager[Step]: ...
 
 
 class Silent:

@@ -47,7 +47,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
         raw, throughput = _measure(runners, images, recipe, progress)
     result = _result(run, verified, raw, throughput, recipe, threads)
     with replacing(run / RAW) as beside, beside.open("wb") as handle:
-        np.savez(handle, **raw)
+        np.savez(handle, allow_pickle=False, **raw)
     write_json(run / "bench.json", result.model_dump(mode="json"))
     record.finish(result, outputs=[run / "bench.json", run / RAW])
     return result

@@ -90,7 +90,8 @@ def _parity(graph: Path, serving: ServingModel, images: np.ndarray, recipe: Reci
                 if measured.relative > recipe.export.tolerance:
                     raise ExportError(
                         f"the exported graph disagrees with PyTorch at batch {batch}: output {output!r} differs "
-                        f"by {measured.max_abs_error:.3g}, {measured.relative:.2g} of its scale {measured.scale:.3g} (export.tolerance {recipe.export.tolerance:g})"
+                        f"by {measured.max_abs_error:.3g}, {measured.relative:.2g} of its scale "
+                        f"{measured.scale:.3g} (export.tolerance {recipe.export.tolerance:g})"
                     )
                 found.append(
                     ExportParity(

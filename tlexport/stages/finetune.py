@@ -83,16 +83,24 @@ def _config(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 def _report(data: ImageData, progress: Progress) -> None:
     """What the data holds, and everything about it that a careful person would want to know before training."""
     report = data.report
-    counts = ", ".join(f"{name} {count} ({report.split_origin[name]})" for name, count in report.samples.items())
+    counts = ", ".join(
+        f"{name} {count} ({report.split_origin[name]})" for name, count in report.samples.items()
+    )
     progress.say(f"data: {data.task}, {len(data.class_names)} classes; {counts}")
     if report.corrupt:
         first = report.corrupt[0]
-        progress.warn(f"{len(report.corrupt)} unreadable files were left out, the first: {first.name} ({first.reason})")
+        progress.warn(
+            f"{len(report.corrupt)} unreadable files were left out, the first: {first.name} ({first.reason})"
+        )
     if report.duplicates_count.get("test"):
         first_twin = next(twin for twin in report.duplicates if twin.split == "test")
         progress.warn(
             f"{report.duplicates_count['test']} test images are also in train, the first: {first_twin.name}; "
-            + ("they were left out of test" if report.dropped else "data.duplicates=drop leaves them out of test")
+            + (
+                "they were left out of test"
+                if report.dropped
+                else "data.duplicates=drop leaves them out of test"
+            )
         )
     for note in report.notes:
         progress.say(note)
@@ -106,7 +114,7 @@ def _model(recipe: Recipe, data: ImageData) -> tuple[models.ImageModel, models.M
     spec = models.describe(
         recipe.backbone.name,
         classes=len(data.class_names),
-        task=data.task,
+        task=data.task,  # type: ignore[arg-type]
         channels=data.preprocessing.channels,
         image_size=data.preprocessing.image_size,
         dropout=recipe.backbone.dropout,

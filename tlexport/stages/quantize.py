@@ -38,7 +38,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
         graph = (
             cast.to_fp16(model)
             if name == "fp16"
-            else _int8(model, images, name.removeprefix("int8-"), recipe, progress)
+            else _int8(model, images, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
         )
         trace.save(graph, run / f"graphs/{name}.onnx")
         made.append(_info(run, name, name.partition("-")[0], graph))
@@ -65,7 +65,7 @@ def graphs_for(recipe: Recipe) -> list[str]:
 
 
 def _int8(
-    model: onnx.ModelProto, images: np.ndarray, flavour: str, recipe: Recipe, progress: Progress
+    model: onnx.ModelProto, images: np.ndarray, flavour: quantize.Flavour, recipe: Recipe, progress: Progress
 ) -> onnx.ModelProto:
     chosen = recipe.calibration
     with progress.bar(f"calibrating int8-{flavour} ({chosen.method}, {len(images)} images)") as step:

@@ -31,7 +31,7 @@ def finetune(
     `folder` holds the resumable state, `cache` the features of a probe. Raises TrainingError, RecipeError.
     """
     device = device_of(recipe.transfer)
-    model.to(device, memory_format=transfer.memory_format(model))
+    model.to(device).to(memory_format=transfer.memory_format(model))
     make = _probe if recipe.transfer.strategy == "probe" else _network
     problem, adopt = make(model, data, recipe, device, cache, progress)
     fitted = loop.fit(
@@ -121,7 +121,7 @@ def _probe(
         assert isinstance(linear, nn.Linear)
         with torch.no_grad():
             weight = linear.weight / scale.to(linear.weight)
-            linear.bias -= weight @ mean.to(linear.weight)
+            linear.bias.sub_(weight @ mean.to(linear.weight))
             linear.weight.copy_(weight)
 
     problem = loop.Problem(

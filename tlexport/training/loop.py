@@ -62,11 +62,7 @@ def fit(
     """
     network = problem.network
     optimizer = _optimizer(problem.groups, transfer)
-    averaged = (
-        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(transfer.ema), use_buffers=True)
-        if transfer.ema
-        else None
-    )
+    averaged = _averaged(network, transfer.ema)
     judged = averaged if averaged is not None else network
     state = states.load(folder / "state.safetensors", network, averaged, optimizer) or TrainingState()
     resumed_from = state.epoch
@@ -143,6 +139,14 @@ def autocast(choice: str, device: torch.device) -> contextlib.AbstractContextMan
     return torch.autocast(device.type, dtype=torch.float16 if choice == "fp16" else torch.bfloat16)
 
 
+def _averaged(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Exponential moving average of weights and batch statistics."""
+    if decay is None:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+
 def _optimizer(groups: list[dict[str, Any]], transfer: Transfer) -> torch.optim.Optimizer:
     if transfer.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=transfer.lr, fused=True)
@@ -173,7 +177,7 @@ def _batches(n: int, transfer: Transfer, labels: torch.Tensor, seed: int) -> lis
         order = torch.multinomial(_sample_weights(labels), n, replacement=True, generator=generator)
     else:
         order = torch.randperm(n, generator=generator)
-    batches = list(order.split(transfer.batch_size))
+    batches = list(torch.split(order, transfer.batch_size))
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 

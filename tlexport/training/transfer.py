@@ -38,7 +38,9 @@ def parameter_groups(model: ImageModel, transfer: Transfer) -> list[dict[str, An
     for depth, (name, members) in enumerate(reversed(stages), start=1):
         if depth > trained:
             break
-        tensors = [parameters[member].requires_grad_(True) for member in members]
+        tensors = [parameters[member] for member in members]
+        for tensor in tensors:
+            tensor.requires_grad_(True)
         groups += _groups(name, tensors, transfer.lr * transfer.layer_decay**depth, transfer.weight_decay)
     return groups
 
