@@ -554,7 +554,7 @@ def _show(result: BaseModel, *parts: RenderableType) -> None:
 
     console = results()
     for part in parts:
-        console.print(part, soft_wrap=False)
+        console.print(part)
 
 
 def _pairs(rows: dict[str, str]) -> RenderableType:

@@ -16,6 +16,7 @@ from tlexport.progress import Step
 from tlexport.results import Variant
 
 PLAIN_INTERVAL = 10.0
+PIPE_WIDTH = 200
 
 
 class Terminal:
@@ -65,8 +66,9 @@ class Terminal:
 
 
 def results() -> Console:
-    """The console for a command's result: standard output."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    """The console for a command's result: standard output. A file or a pipe gets lines as long as they need to be."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(file=sys.stdout, highlight=False, width=width)
 
 
 def variants_table(
@@ -77,7 +79,8 @@ def variants_table(
     for heading, side in (
         ("variant", "left"),
         (metric, "right"),
-        ("drop [worst]", "right"),
+        ("drop", "right"),
+        ("at worst", "right"),
         ("p50 ms", "right"),
         ("p99 ms", "right"),
         ("speed-up", "right"),
@@ -87,7 +90,6 @@ def variants_table(
         table.add_column(heading, justify=side, no_wrap=heading != "verdict")  # type: ignore[arg-type]
     for variant in (reference, *variants):
         mark = "*" if variant.name in chosen.values() else " "
-        worst = f" [{variant.drop_high:+.4f}]" if variant.drop_high is not None else ""
         style = {"fail": "red", "refused": "dim"}.get(variant.verdict, "green" if mark == "*" else None)
         verdict = (
             f"{variant.verdict}: {variant.reason}"
@@ -97,7 +99,8 @@ def variants_table(
         table.add_row(
             f"{mark} {variant.name}",
             _number(variant.metric, ".4f"),
-            _number(variant.drop, "+.4f") + worst.replace("[", r"\["),
+            _number(variant.drop, "+.4f"),
+            _number(variant.drop_high, "+.4f"),
             _number(variant.p50_ms, ".2f"),
             _number(variant.p99_ms, ".2f"),
             _number(variant.speedup, ".2f", "x"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tlexport.errors import DataError
+from tlexport.errors import DataError, NotInstalledError
 from tlexport.modalities import image_decode
 from tlexport.modalities.image_decode import CorruptImageError, channels_of, decode, is_image, stretch
 from tlexport.recipe import Dicom
@@ -149,3 +150,11 @@ def test_stretch_leaves_ignored_values_out_of_the_range() -> None:
     assert stretch(values).tolist() == [0, 243, 249, 255]
     with pytest.raises(DataError):
         stretch(np.array([0.0, np.inf]))
+
+
+def test_dicom_without_pydicom_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for read_it in (lambda path: decode(path, Dicom()), channels_of):
+        with pytest.raises(NotInstalledError, match=r"pip install 'tlexport\[dicom\]'"):
+            read_it(tmp_path / "a.dcm")
