@@ -57,6 +57,8 @@ def test_result_of_a_stage_that_has_not_run_names_the_command(run: Run) -> None:
 
 def test_another_recipe_does_not_take_over_a_run(run: Run) -> None:
     assert Run.create(run.path, load("insects")).recipe == run.recipe
+    write_text(run / "source.txt", "one")
+    _finish(run, {}, run / "source.txt")
     with pytest.raises(RunError, match="seed"):
         Run.create(run.path, load("insects", ["seed=5"]))
 
@@ -188,3 +190,8 @@ def test_versions_are_recorded(run: Run) -> None:
     _finish(run, {}, source)
     record = json.loads((run / "manifest.json").read_text())["stages"]["demo"]
     assert {"python", "torch", "onnx"} <= set(record["versions"])
+
+
+def test_a_run_in_which_nothing_was_done_yet_takes_another_recipe(run: Run) -> None:
+    other = load("insects", ["seed=5"])
+    assert Run.create(run.path, other).recipe == other

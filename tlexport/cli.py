@@ -394,7 +394,10 @@ def doctor(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
         "cpu": f"{machine['cpu']}, {machine['physical_cores']} cores, {', '.join(machine['isa']) or 'no vector extensions found'}"
     }
     rows |= {"gpu": ", ".join(gpu["name"] for gpu in machine["gpus"]) or "none"}
-    _show(result, _pairs(rows), "", _pairs(backends), "", _pairs(result.targets), "", _pairs(result.versions))
+    grouped: dict[str, str] = {}
+    for state in dict.fromkeys(result.targets.values()):
+        grouped[" ".join(name for name, own in result.targets.items() if own == state)] = state
+    _show(result, _pairs(rows), "", _pairs(backends), "", _pairs(grouped), "", _pairs(result.versions))
 
 
 @app.command(epilog="Example: tlexport schema build > build.schema.json")

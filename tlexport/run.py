@@ -66,20 +66,15 @@ class Run:
         path = Path(path)
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            existing = path / "recipe.yaml"
-            if existing.is_file():
-                if _read_recipe(existing) != recipe:
-                    raise RunError(
-                        f"{path} holds a run of another recipe ({_difference(_read_recipe(existing), recipe)}); "
-                        "choose another --out or remove it"
-                    )
-            else:
-                strangers = [entry.name for entry in path.iterdir() if not entry.name.endswith(_PARTIAL)]
-                if strangers:
-                    raise RunError(
-                        f"{path} is not empty and is not a run (it holds {', '.join(sorted(strangers)[:5])}); choose another --out"
-                    )
-                write_text(existing, recipe.to_yaml())
+            held = _read_recipe(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else None
+            if held is None:
+                _require_empty(path)
+            elif held != recipe and _begun(path):
+                raise RunError(
+                    f"{path} holds a run of another recipe ({_difference(held, recipe)}); choose another --out or remove it"
+                )
+            if held != recipe:
+                write_text(path / "recipe.yaml", recipe.to_yaml())
         return cls(path)
 
     @cached_property
@@ -289,6 +284,19 @@ def _read_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not valid YAML ({error})") from error
     return parse(document if isinstance(document, dict) else {}, [], origin=str(path))
+
+
+def _require_empty(path: Path) -> None:
+    strangers = sorted(entry.name for entry in path.iterdir() if not entry.name.endswith(_PARTIAL))
+    if strangers:
+        raise RunError(
+            f"{path} is not empty and is not a run (it holds {', '.join(strangers[:5])}); choose another --out"
+        )
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run holds any work that another recipe would throw away."""
+    return (path / "manifest.json").exists() or any((path / "training").glob("*"))
 
 
 def _difference(old: Recipe, new: Recipe) -> str:

@@ -29,7 +29,7 @@ def _bundle(document: manifest.Manifest) -> dict[str, Any]:
         "output": ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in document.outputs),
         "client must": ", ".join(f"{key} {value}" for key, value in prepared.items()),
         "batch": f"{document.batch.min} to {document.batch.max}",
-        f"reference {document.metric}": document.reference,
+        f"reference {document.metric}": f"{document.reference:.4f}",
     }
     for target, entry in document.targets.items():
         summary[f"target {target}"] = f"{entry.variant.name}: {_measured(entry.variant, document.metric)}"

@@ -54,12 +54,19 @@ def calibrate(
     images = 0
     for batch in batches:
         images += len(batch)
-        for (name, histogram), values in zip(observed.items(), session.run(list(observed), {source: batch}), strict=True):
+        for (name, histogram), values in zip(
+            observed.items(), session.run(list(observed), {source: batch}), strict=True
+        ):
             if not histogram.observe(values, counts=method != "max"):
-                raise ExportError(f"tensor {name!r} holds NaN or infinity on the calibration images, so it has no range")
+                raise ExportError(
+                    f"tensor {name!r} holds NaN or infinity on the calibration images, so it has no range"
+                )
     if not images:
         raise ExportError("calibration got no images; it needs at least one of the training split")
-    return {name: histogram.clipped(_threshold(histogram, method, percentile)) for name, histogram in observed.items()}
+    return {
+        name: histogram.clipped(_threshold(histogram, method, percentile))
+        for name, histogram in observed.items()
+    }
 
 
 class Histogram:
@@ -115,7 +122,11 @@ def _threshold(histogram: Histogram, method: Method, percentile: float) -> float
     used = min(BINS, int(histogram.largest / width) + 1)
     counts = histogram.counts[:used].astype(np.float64)
     share = np.cumsum(counts) / counts.sum()
-    bins = 1 + int(np.searchsorted(share, percentile / 100)) if method == "percentile" else _least_divergent(counts)
+    bins = (
+        1 + int(np.searchsorted(share, percentile / 100))
+        if method == "percentile"
+        else _least_divergent(counts)
+    )
     return min(bins * width, histogram.largest)
 
 
@@ -161,7 +172,9 @@ def _session(model: onnx.ModelProto, tensors: Collection[str]) -> tuple[Any, str
 
     types = inspect.element_types(model)
     if strange := [name for name in tensors if types.get(name) != onnx.TensorProto.FLOAT]:
-        raise ExportError(f"only float32 tensors of the graph can be calibrated, not {', '.join(strange[:5])}")
+        raise ExportError(
+            f"only float32 tensors of the graph can be calibrated, not {', '.join(strange[:5])}"
+        )
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     del observed.graph.output[:]

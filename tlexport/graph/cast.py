@@ -41,7 +41,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     read = {name for node in nodes for name in node.input}
     graph.initializer.extend(tensor for tensor in (*model.graph.initializer, *weights) if tensor.name in read)
     if flushed:
-        _log.warning("%d weights are too small for FP16 and became zero", flushed)
+        _log.info("%d weights are too small for FP16 and became zero", flushed)
         helper.set_model_props(result, {**inspect.metadata(result), FLUSHED: str(flushed)})
     _ensure_fp16(result)
     return result
@@ -91,7 +91,9 @@ def _retype(graph: onnx.GraphProto, floats: set[str], half: set[str]) -> tuple[l
                 halved.add(name)
             elif node.input[index] not in cast:
                 cast.add(node.input[index])
-                nodes.append(_cast(name, node.input[index], TensorProto.FLOAT16 if to_half else TensorProto.FLOAT))
+                nodes.append(
+                    _cast(name, node.input[index], TensorProto.FLOAT16 if to_half else TensorProto.FLOAT)
+                )
         nodes.append(node)
     for name in (value.name for value in graph.output if value.name in floats & made_half):
         _rename(nodes, name, f"{name}_fp16")
@@ -134,7 +136,11 @@ def _half_weights(tensors: Iterable[TensorProto]) -> tuple[list[TensorProto], in
 
 
 def _require_fp32(model: onnx.ModelProto) -> None:
-    if any(attribute.type == onnx.AttributeProto.GRAPH for node in model.graph.node for attribute in node.attribute):
+    if any(
+        attribute.type == onnx.AttributeProto.GRAPH
+        for node in model.graph.node
+        for attribute in node.attribute
+    ):
         raise ExportError("graphs with branches or loops (If, Loop, Scan) cannot be cast to FP16")
     dtypes = inspect.compute_dtypes(model)
     if not dtypes or set(dtypes.values()) != {"fp32"}:

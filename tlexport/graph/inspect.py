@@ -93,8 +93,13 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     try:
         graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the graph's types and shapes do not fit together: {str(error).strip()}") from error
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+        raise ExportError(
+            f"the graph's types and shapes do not fit together: {str(error).strip()}"
+        ) from error
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     untyped = [node.name for node in graph.node for output in node.output if output and not types.get(output)]
     if untyped:

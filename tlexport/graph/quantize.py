@@ -57,9 +57,13 @@ def quantize(
         raise ExportError("there is no Conv, Gemm or MatMul left to quantise")
     activations = _activations(model.graph, flavour, chosen)
     if missing := [name for name in activations if name not in ranges]:
-        raise ExportError(f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}")
+        raise ExportError(
+            f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}"
+        )
     to_grid = _symmetric if flavour == "trt" else _asymmetric
-    insertion = _Insertion(model.graph, {name: to_grid(ranges[name]) for name in activations}, 63 if reduce_range else 127)
+    insertion = _Insertion(
+        model.graph, {name: to_grid(ranges[name]) for name in activations}, 63 if reduce_range else 127
+    )
     for node in model.graph.node:
         if node.name in chosen:
             insertion.quantise(node, integer_bias=flavour == "cpu")
@@ -80,7 +84,11 @@ class Grid:
 
     def quantise(self, values: np.ndarray, largest: int) -> np.ndarray:
         """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`."""
-        shape = [1] * values.ndim if self.axis is None else [-1 if d == self.axis else 1 for d in range(values.ndim)]
+        shape = (
+            [1] * values.ndim
+            if self.axis is None
+            else [-1 if d == self.axis else 1 for d in range(values.ndim)]
+        )
         steps = np.rint(values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape))
         return np.clip(steps, -largest, largest).astype(self.zero_point.dtype)
 
@@ -116,7 +124,9 @@ class _Insertion:
         """Append the node as it is; if `dequantised` it reads quantised activations through their Q/DQ."""
         node = _copied(original)
         if dequantised:
-            node.input[:] = [self._activation(name) if name in self.grids else name for name in original.input]
+            node.input[:] = [
+                self._activation(name) if name in self.grids else name for name in original.input
+            ]
         self.nodes.append(node)
 
     def quantise(self, original: NodeProto, *, integer_bias: bool) -> None:
@@ -133,7 +143,9 @@ class _Insertion:
             grid = self._weight_grid(weight, _channel_axis(original, index, weight.ndim), bias, step)
             node.input[index] = self._constant(name, weight, grid, self.largest_weight)
             if bias is not None:
-                bias_grid = Grid((grid.scale * step).astype(np.float32), np.zeros(grid.scale.shape, np.int32), axis=0)
+                bias_grid = Grid(
+                    (grid.scale * step).astype(np.float32), np.zeros(grid.scale.shape, np.int32), axis=0
+                )
                 node.input[2] = self._constant(original.input[2], bias, bias_grid, LARGEST_BIAS)
         self.nodes.append(node)
 
@@ -144,7 +156,9 @@ class _Insertion:
         del result.graph.node[:], result.graph.value_info[:], result.graph.initializer[:]
         result.graph.node.extend(self.nodes)
         read = {name for node in self.nodes for name in node.input}
-        result.graph.initializer.extend(tensor for name, tensor in (self.floats | self.constants).items() if name in read)
+        result.graph.initializer.extend(
+            tensor for name, tensor in (self.floats | self.constants).items() if name in read
+        )
         return result
 
     def _activation(self, name: str) -> str:
@@ -153,11 +167,15 @@ class _Insertion:
         if key not in self._dequantised:
             parameters = self._parameters(name, grid)
             integers = f"{name}_quantized"
-            self.nodes.append(helper.make_node("QuantizeLinear", [name, *parameters], [integers], f"{name}/QuantizeLinear"))
+            self.nodes.append(
+                helper.make_node("QuantizeLinear", [name, *parameters], [integers], f"{name}/QuantizeLinear")
+            )
             self._dequantised[key] = self._dequantise(name, integers, parameters, None)
         return self._dequantised[key]
 
-    def _weight_grid(self, weight: np.ndarray, axis: int | None, bias: np.ndarray | None, step: float) -> Grid:
+    def _weight_grid(
+        self, weight: np.ndarray, axis: int | None, bias: np.ndarray | None, step: float
+    ) -> Grid:
         """Symmetric S8 per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
         others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
         magnitude = np.abs(weight).max(axis=others) if axis is not None else np.abs(weight).max()
@@ -180,14 +198,18 @@ class _Insertion:
 
     def _dequantise(self, base: str, integers: str, parameters: list[str], axis: int | None) -> str:
         output = f"{base}_dequantized"
-        node = helper.make_node("DequantizeLinear", [integers, *parameters], [output], f"{base}/DequantizeLinear")
+        node = helper.make_node(
+            "DequantizeLinear", [integers, *parameters], [output], f"{base}/DequantizeLinear"
+        )
         if axis is not None:
             node.attribute.append(helper.make_attribute("axis", axis))
         self.nodes.append(node)
         return output
 
     def _add(self, name: str, values: np.ndarray) -> str:
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+        self.constants[name] = numpy_helper.from_array(
+            np.ascontiguousarray(values).reshape(values.shape), name
+        )
         return name
 
 
@@ -213,7 +235,11 @@ def _activations(graph: onnx.GraphProto, flavour: Flavour, chosen: Collection[st
     """Names of the activations that get a Q/DQ pair, in the graph's order."""
     quantised = {name for node in graph.node if node.name in chosen for name in node.input[:2]}
     if flavour == "cpu":
-        quantised |= {_fused_output(node, graph) for node in graph.node if node.name in chosen and node.op_type == "Conv"}
+        quantised |= {
+            _fused_output(node, graph)
+            for node in graph.node
+            if node.name in chosen and node.op_type == "Conv"
+        }
         quantised -= {value.name for value in graph.output}
     order = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
     constants = {tensor.name for tensor in graph.initializer}
@@ -240,10 +266,15 @@ def _channel_axis(node: NodeProto, index: int, rank: int) -> int | None:
 
 
 def _attribute(node: NodeProto, name: str, default: float) -> float:
-    return next((helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name), default)
+    return next(
+        (helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name),
+        default,
+    )
 
 
-def _takes_integer_bias(node: NodeProto, grids: Mapping[str, Grid], floats: Mapping[str, TensorProto]) -> bool:
+def _takes_integer_bias(
+    node: NodeProto, grids: Mapping[str, Grid], floats: Mapping[str, TensorProto]
+) -> bool:
     """A constant vector, added unscaled to a product of a quantised activation and a constant weight."""
     return (
         len(node.input) == 3
@@ -260,7 +291,9 @@ def _require_fp32(model: onnx.ModelProto, exclude: Collection[str]) -> None:
     if wrong := sorted(set(dtypes.values()) - {"fp32"}):
         raise ExportError(f"quantisation starts from an FP32 graph; this one computes in {', '.join(wrong)}")
     if unknown := sorted(set(exclude) - set(dtypes)):
-        raise ExportError(f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)")
+        raise ExportError(
+            f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)"
+        )
 
 
 def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
@@ -276,7 +309,9 @@ def _ensure_quantised(model: onnx.ModelProto, chosen: Collection[str]) -> None:
     dtypes = inspect.compute_dtypes(model)
     if left := [name for name in chosen if dtypes[name] != "int8"]:
         raise ExportError(f"not in INT8 after quantisation: {', '.join(left[:5])}")
-    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    scales = {
+        node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if tensor.name in scales and not (np.isfinite(values) & (values > 0)).all():

@@ -39,14 +39,17 @@ def trace(
 ) -> onnx.ModelProto:
     """Export a module that takes uint8 [N, C, S, S] and returns float32 [N, K], with N symbolic.
 
-    `example` is uint8 [2, C, S, S] (a batch of 1 would be taken for a constant). `metadata` needs `class_names`
-    and `preprocessing` (both JSON) and `task`; `opset` and `tlexport_version` are added. The same module gives the same
-    bytes. BatchNorm after Conv is folded, every node has a unique name, nothing of the machine is left in the graph.
+    `example` is uint8 [2, C, S, S] (a batch of 1 would be taken for a constant). `metadata` needs `class_names` and
+    `preprocessing` (both JSON) and `task`; `opset` and `tlexport_version` are added. The module is put into eval mode.
+    The same module gives the same bytes; BatchNorm after Conv is folded, every node has a unique name, and nothing
+    of the machine is left in the graph.
 
     Raises ExportError if the module cannot be exported or the result breaks one of these promises.
     """
     if missing := [key for key in METADATA if key not in metadata]:
-        raise ExportError(f"the graph's metadata lacks {', '.join(missing)} (it has: {', '.join(metadata) or 'nothing'})")
+        raise ExportError(
+            f"the graph's metadata lacks {', '.join(missing)} (it has: {', '.join(metadata) or 'nothing'})"
+        )
     _require_size(sum(tensor.nbytes for tensor in module.state_dict().values()))
     model = _export(module, example, opset, input_name, output_name)
     _strip(model)
@@ -70,9 +73,13 @@ def load(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(model)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"{path} is not a readable ONNX graph ({_first_line(error)}); export the run again") from error
+        raise ExportError(
+            f"{path} is not a readable ONNX graph ({_first_line(error)}); export the run again"
+        ) from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise ExportError(f"{path} keeps weights in other files; only graphs in one file (up to 2 GB) are read")
+        raise ExportError(
+            f"{path} keeps weights in other files; only graphs in one file (up to 2 GB) are read"
+        )
     return model
 
 
@@ -106,7 +113,11 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -161,7 +172,9 @@ def _ensure_clean(model: onnx.ModelProto, input_name: str, output_name: str) -> 
     inputs, outputs = inspect.io(model)
     if [spec.name for spec in inputs] != [input_name] or [spec.name for spec in outputs] != [output_name]:
         found = ", ".join(spec.name for spec in (*inputs, *outputs))
-        raise ExportError(f"the graph must have one input {input_name!r} and one output {output_name!r}, it has {found}")
+        raise ExportError(
+            f"the graph must have one input {input_name!r} and one output {output_name!r}, it has {found}"
+        )
     for spec in (*inputs, *outputs):
         if spec.shape[:1] != (BATCH,) or any(isinstance(d, str) for d in spec.shape[1:]):
             raise ExportError(

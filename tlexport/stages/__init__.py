@@ -18,6 +18,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
 
     Targets without a passing variant are listed in `failed`, and no bundle is written then.
     """
+    compile.require_targets(recipe)
     seconds: dict[str, float] = {}
     for name, stage in (
         ("export", export),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tlexport.backends import registry
+from tlexport.backends import Availability, registry
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import inspect, trace
 from tlexport.progress import Progress
@@ -21,6 +21,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
 
     Raises CompileError if a target is left without any variant.
     """
+    require_targets(recipe)
     available = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
     plans = [
         (target, backend, precision)
@@ -41,7 +42,6 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     if (finished := record.unchanged(CompileResult)) is not None:
         progress.say("compile: unchanged, skipped")
         return finished
-    _require_each_target(recipe, {target for target, _, _ in plans})
     variants = []
     with progress.bar("compiling") as step:
         for done, (target, backend, precision) in enumerate(plans, start=1):
@@ -121,14 +121,17 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
             shutil.rmtree(entry)
 
 
-def _require_each_target(recipe: Recipe, served: set[str]) -> None:
-    """Raises CompileError naming what each backend could do instead."""
+def require_targets(recipe: Recipe) -> None:
+    """Raises CompileError if no backend here serves one of the targets, naming what each could do instead."""
+    offers = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
     for target in recipe.targets:
-        if target not in served:
-            states = ((name, backend.availability()) for name, backend in registry.BACKENDS.items())
-            offers = "; ".join(
-                f"{name}: {found.note or 'builds for ' + ', '.join(found.builds)}" for name, found in states
-            )
+        if not any(target in found.builds for found in offers.values()):
+            listed = "; ".join(f"{name}: {_offer(found)}" for name, found in offers.items())
             raise CompileError(
-                f"no backend on this machine can compile for {target} ({offers}); `tlexport doctor` says what to install or where to build"
+                f"no backend on this machine can compile for {target} ({listed}); "
+                "`tlexport doctor` says what to install or where to build"
             )
+
+
+def _offer(found: Availability) -> str:
+    return f"builds for {', '.join(found.builds)}" if found.builds else found.note
