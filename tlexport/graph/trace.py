@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = "batch"
+LAST_WITHOUT_ATTENTION = 22  # from opset 23 on the exporter fuses attention into one operator
 LIMIT = 2**31 - 2**20  # protobuf's limit of one message, less what the nodes take
 METADATA = ("class_names", "preprocessing", "task")
 
@@ -42,7 +43,8 @@ def trace(
     `example` is uint8 [2, C, S, S] (a batch of 1 would be taken for a constant). `metadata` needs `class_names` and
     `preprocessing` (both JSON) and `task`; `opset` and `tlexport_version` are added. The module is put into eval mode.
     The same module gives the same bytes; BatchNorm after Conv is folded, every node has a unique name, and nothing
-    of the machine is left in the graph.
+    of the machine is left in the graph. Attention is spelt out in MatMuls whatever the opset: they can be quantised,
+    and TensorRT-RTX refuses the fused operator in FP32.
 
     Raises ExportError if the module cannot be exported or the result breaks one of these promises.
     """
@@ -51,7 +53,9 @@ def trace(
             f"the graph's metadata lacks {', '.join(missing)} (it has: {', '.join(metadata) or 'nothing'})"
         )
     _require_size(sum(tensor.nbytes for tensor in module.state_dict().values()))
-    model = _export(module, example, opset, input_name, output_name)
+    model = _export(module, example, min(opset, LAST_WITHOUT_ATTENTION), input_name, output_name)
+    if opset > LAST_WITHOUT_ATTENTION:
+        model = onnx.version_converter.convert_version(model, opset)
     _strip(model)
     _name_nodes(model.graph)
     stamp = {**metadata, "opset": str(opset), "tlexport_version": versions().get("tlexport", "unknown")}
