@@ -151,7 +151,7 @@ class Export(Section):
 class Calibration(Section):
     """How INT8 ranges are found, on the training split."""
 
-    method: Literal["max", "entropy", "percentile"] = "entropy"
+    method: Literal["max", "entropy", "percentile"] = "percentile"
     percentile: float = Field(99.99, gt=50, lt=100)
     samples: int = Field(256, ge=1)
 

@@ -225,8 +225,10 @@ def _record(
             "images_per_second": images / seconds,
         }
     )
-    if state.best_score is None or metrics[metric] > state.best_score:
-        state.best_score, state.best_epoch = metrics[metric], state.epoch
+    # A small validation split ties often: then the more probable labels decide.
+    score = (metrics[metric], -metrics.get("log_loss", 0.0))
+    if state.best_score is None or score > state.best_score:
+        state.best_score, state.best_epoch = score, state.epoch
         own = judged.module if isinstance(judged, AveragedModel) else judged
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in own.state_dict().items()}
 

@@ -24,7 +24,7 @@ class TrainingState:
 
     epoch: int = 0
     best_epoch: int = 0
-    best_score: float | None = None
+    best_score: tuple[float, float] | None = None  # the metric, then the negative log loss
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ def load(
     return TrainingState(
         header["epoch"],
         header["best_epoch"],
-        header["best_score"],
+        tuple(header["best_score"]),
         header["history"],
         _under(tensors, "best."),
     )
