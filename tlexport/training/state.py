@@ -98,9 +98,14 @@ def load(
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: Weights, scalars: dict[str, Any]) -> None:
+    """Moments get their parameter's memory layout back: the fused optimisers walk both as flat memory."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *scalars.items()]:
         index, name = key.split(".", 1)
+        own = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.shape == own.shape:
+            value = torch.empty_like(own, requires_grad=False).copy_(value)
         values.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
 
