@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tlexport.errors import DataError, NotInstalledError
-from tlexport.modalities import image_decode
-from tlexport.modalities.image_decode import CorruptImageError, channels_of, decode, is_image, stretch
+from tlexport.modalities import image_pixels
+from tlexport.modalities.image_decode import channels_of, decode, is_image
+from tlexport.modalities.image_pixels import CorruptImageError, stretch
 from tlexport.recipe import Dicom
 
 RANDOM = np.random.default_rng(0)
@@ -132,7 +133,7 @@ def test_postscript_is_not_executed(tmp_path: Path) -> None:
 
 def test_too_many_pixels_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, "a.png", Image.fromarray(RGB))
-    monkeypatch.setattr(image_decode, "MAX_PIXELS", 599)
+    monkeypatch.setattr(image_pixels, "MAX_PIXELS", 599)
     with pytest.raises(CorruptImageError, match="30 x 20 pixels, more than the 599"):
         decode(path, Dicom())
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tlexport.errors import DataError
-from tlexport.modalities.image_decode import CorruptImageError, channels_of, decode
+from tlexport.modalities.image_decode import channels_of, decode
+from tlexport.modalities.image_pixels import CorruptImageError
 from tlexport.recipe import Dicom
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra tlexport[dicom]")

@@ -24,7 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from tlexport.errors import DataError
-from tlexport.modalities.image_decode import Pixels
+from tlexport.modalities.image_pixels import Pixels
 from tlexport.modalities.image_samples import SPLIT_ALIASES, Arrays, Samples, few
 
 _MEMORY_SHARE = 0.8  # of what is free: the rest is for the training

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from tlexport.errors import DataError
 from tlexport.modalities.image_arrays import integer_labels, read_npz
-from tlexport.modalities.image_decode import Pixels, from_pillow
+from tlexport.modalities.image_decode import from_pillow
+from tlexport.modalities.image_pixels import Pixels
 from tlexport.modalities.image_samples import Arrays, Files, Samples
 from tlexport.modalities.medmnist_sets import SETS, SIZES
 from tlexport.run import replacing, storage_errors

@@ -19,23 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tlexport.errors import DataError
+from tlexport.modalities import image_dicom
+from tlexport.modalities.image_pixels import MAX_PIXELS, CorruptImageError, Pixels, check_size, stretch
 from tlexport.recipe import Dicom
 
-Pixels = NDArray[np.uint8]
-
-MAX_PIXELS = 89_478_485  # Pillow's own threshold: a quarter of a GiB as RGB
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-
-
-class CorruptImageError(DataError):
-    """One file cannot be read as an image; a loader may count it and go on."""
 
 
 def is_image(path: Path) -> bool:
@@ -56,9 +49,7 @@ def decode(path: Path, dicom: Dicom) -> Pixels:
     frame that does not exist; NotInstalledError without pydicom.
     """
     if is_dicom(path):
-        from tlexport.modalities.image_dicom import decode_dicom
-
-        return decode_dicom(path, dicom)
+        return image_dicom.decode(path, dicom)
     pixels: Pixels = _with_pillow(path, from_pillow)
     return pixels
 
@@ -66,9 +57,7 @@ def decode(path: Path, dicom: Dicom) -> Pixels:
 def channels_of(path: Path) -> int:
     """1 or 3, read from the header only. Raises as `decode` does."""
     if is_dicom(path):
-        from tlexport.modalities.image_dicom import channels_of_dicom
-
-        return channels_of_dicom(path)
+        return image_dicom.channels_of(path)
     return int(_with_pillow(path, lambda image: 1 if image.mode in _GREY_MODES else 3))
 
 
@@ -89,30 +78,6 @@ def from_pillow(image: Any) -> Pixels:
     pixels = np.asarray(ImageOps.exif_transpose(image))
     pixels = stretch(pixels) if deep else pixels
     return pixels.reshape(*pixels.shape[:2], 1 if grey else 3)
-
-
-def stretch(values: NDArray[Any], ignore: NDArray[np.bool_] | None = None) -> Pixels:
-    """Map the smallest value to 0 and the largest to 255, rounding; values marked in `ignore` do not count.
-
-    Raises CorruptImageError if a value is NaN or infinite.
-    """
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise CorruptImageError("holds NaN or infinite values")
-    counted = values[~ignore] if ignore is not None and not ignore.all() else values
-    low, high = counted.min(), counted.max()
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    scaled: Pixels = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    return scaled
-
-
-def check_size(width: int, height: int) -> None:
-    """Raise CorruptImageError if an image is empty or beyond MAX_PIXELS, before its pixels are unpacked."""
-    if width < 1 or height < 1:
-        raise CorruptImageError(f"has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise CorruptImageError(f"is {width} x {height} pixels, more than the {MAX_PIXELS} that are read")
 
 
 def _with_pillow(path: Path, read: Any) -> Any:

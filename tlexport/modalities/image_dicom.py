@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlexport.errors import DataError, NotInstalledError
-from tlexport.modalities.image_decode import CorruptImageError, Pixels, check_size, stretch
+from tlexport.modalities.image_pixels import CorruptImageError, Pixels, check_size, stretch
 from tlexport.recipe import Dicom
 
 _COLOUR = 3
 _PER_FRAME = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
-def decode_dicom(path: Path, config: Dicom) -> Pixels:
+def decode(path: Path, config: Dicom) -> Pixels:
     """uint8 [Rows, Columns, 1 or 3] of one frame.
 
     Raises CorruptImageError for a damaged file or one without pixels, DataError if the frame does not exist
@@ -47,7 +47,7 @@ def decode_dicom(path: Path, config: Dicom) -> Pixels:
         ) from error
 
 
-def channels_of_dicom(path: Path) -> int:
+def channels_of(path: Path) -> int:
     """1 or 3, from the header."""
     dataset, _ = _read(path, with_pixels=False)
     palette = str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR"

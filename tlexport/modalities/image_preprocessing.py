@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlexport.errors import DataError
-from tlexport.modalities.image_decode import Pixels
+from tlexport.modalities.image_pixels import Pixels
 
 _WORTH_THREADS = 32
 

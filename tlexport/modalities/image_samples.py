@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlexport.errors import DataError
-from tlexport.modalities.image_decode import Pixels
+from tlexport.modalities.image_pixels import Pixels
 
 SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 5

@@ -24,7 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from tlexport.errors import StorageError
-from tlexport.modalities.image_decode import CorruptImageError, Pixels
+from tlexport.modalities.image_pixels import CorruptImageError, Pixels
 from tlexport.modalities.image_preprocessing import Preprocessing, available_cores
 from tlexport.modalities.image_samples import Files
 from tlexport.modalities.splits import content_hashes
