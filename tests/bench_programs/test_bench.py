@@ -1,0 +1,386 @@
+"""The measuring programs: each runs with tiny settings and writes what it promises; and what they share counts right."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "bench"
+# What each program promises beside the common head, and its arguments for a machine without the optional extras.
+PROMISED = {
+    "startup": {"tlexport_s", "typer_s", "ratio"},
+    "finetune": {"full", "probe", "threads"},
+    "latency": {"models", "geometric_mean", "failed"},
+    "memory": {"peak", "timeline_mb", "build", "settings"},
+    "accuracy": {"cases"},
+}
+
+
+def module(name: str) -> ModuleType:
+    sys.path.insert(0, str(BENCH))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(str(BENCH))
+
+
+common = module("common")
+
+
+def run(name: str, folder: Path, *words: str) -> dict:
+    """The result of a quick run in a process of its own."""
+    out = folder / f"{name}.json"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    }
+    line = [sys.executable, str(BENCH / f"{name}.py"), "--quick", "--out", str(out), *words]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) >= 2, "no table"
+    document = json.loads(out.read_text())
+    assert set(common.HEAD) | PROMISED[name] == set(document)
+    assert document["program"] == name and document["quick"] is True
+    assert str(folder) not in out.read_text(), "a folder of this machine is in the result"
+    assert document["machine"]["usable_cores"] >= 1 and document["versions"]["torch"]
+    for found in document["goals"]:
+        assert found["met"] == (
+            (found["value"] >= found["limit"]) if found["at_least"] else (found["value"] <= found["limit"])
+        )
+    return document
+
+
+def test_startup(tmp_path: Path):
+    document = run("startup", tmp_path)
+    assert len(document["tlexport_s"]) == len(document["typer_s"]) == len(document["ratio"]["pairs"]) == 2
+    assert document["command"] == "python bench/startup.py --quick"
+    assert len(document["goals"]) == 1
+
+
+def test_finetune(tmp_path: Path):
+    document = run("finetune", tmp_path)
+    (full,) = document["full"].values()
+    assert (
+        len(full["plain_images_per_s"]) == len(full["ours_images_per_s"]) == len(full["ratio"]["pairs"]) == 2
+    )
+    expected = np.array(full["ours_images_per_s"]) / np.array(full["plain_images_per_s"])
+    assert np.allclose(full["ratio"]["pairs"], expected, rtol=1e-2)
+    assert document["probe"]["epochs"] == 10 and len(document["probe"]["ours_s"]) == 2
+    assert len(document["goals"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_latency(tmp_path: Path):
+    document = run("latency", tmp_path)
+    (model,) = document["models"].values()
+    candidates = {"torch-eager", "torch-channels-last", "torch-compile", *model["variants"]}
+    assert set(model["second_ms"]) == candidates and set(model["first_ms"]) == candidates - {
+        "torch-channels-last",
+        "torch-compile",
+    }
+    assert model["chosen"] in model["variants"] and model["chosen_fp32"].endswith("fp32")
+    medians = {who: float(np.median(times)) for who, times in model["second_ms"].items()}
+    assert model["chosen_over_best"]["ratio"] == pytest.approx(
+        medians[model["chosen"]] / min(medians.values()), rel=1e-3
+    )
+    assert set(document["geometric_mean"]) == {"all", "fp32_only"} and not document["failed"]
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path):
+    document = run("memory", tmp_path, "--targets", "cpu")
+    peak = document["peak"]
+    assert 200 < peak["tree_pss_mb"] <= peak["tree_rss_mb"]
+    assert peak["judged_mb"] == max(peak["tree_pss_mb"], peak["largest_process_mb"])
+    assert max(document["timeline_mb"]) == pytest.approx(peak["tree_pss_mb"], abs=0.2)
+
+
+@pytest.mark.slow
+def test_accuracy(tmp_path: Path):
+    images(tmp_path / "data" / "pneumoniamnist" / "pneumoniamnist.npz")
+    document = run(
+        "accuracy", tmp_path, "--data", str(tmp_path / "data"), "--only", "chest-xray", "--targets", "cpu"
+    )
+    case = document["cases"]["chest-xray"]
+    assert (
+        document["command"] == "python bench/accuracy.py --quick --data DATA --only chest-xray --targets cpu"
+    )
+    assert case["metric"] == "auc" and 0 <= case["test"]["accuracy"] <= 1
+    assert {v["precision"] for v in case["variants"]} == {"fp32", "fp16", "int8"}
+    assert [g["what"] for g in document["goals"]][:2] == ["chest-xray: test auc", "chest-xray: test accuracy"]
+
+
+def images(path: Path) -> None:
+    """Two classes that differ in brightness."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        labels = np.arange(40) % 2
+        arrays[f"{split}_images"] = (rng.integers(0, 120, (40, 28, 28)) + 100 * labels[:, None, None]).astype(
+            np.uint8
+        )
+        arrays[f"{split}_labels"] = labels
+    path.parent.mkdir(parents=True)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_help_says_what_it_measures_and_how_long(name: str):
+    line = [sys.executable, str(BENCH / f"{name}.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120).stdout
+    assert "--quick" in said and "minutes" in said and "Result:" in said
+
+
+def test_a_pair_ratio_is_the_median_and_has_an_interval_from_six_pairs_on():
+    few, many = (
+        common.pair_ratio([2.0] * 5, [1.0] * 5),
+        common.pair_ratio([2, 4, 6, 8, 10, 12, 99], [2.0] * 7),
+    )
+    assert (few["ratio"], few["low"], few["high"]) == (2.0, None, None)
+    assert many["ratio"] == 4.0 and 1 <= many["low"] < 4 < many["high"] <= 49.5
+
+
+def test_the_best_rival_is_found_anew_in_each_resample():
+    rng = np.random.default_rng(0)
+    first, second, own = (scale * rng.normal(1, 0.02, 160) for scale in (4.0, 4.02, 2.0))
+    value, draws = common.best_ratio_draws([first, second], own, block=8)
+    assert value == pytest.approx(min(np.median(first), np.median(second)) / np.median(own))
+    low, high = common.interval(value, draws)["low"], common.interval(value, draws)["high"]
+    assert low < value < high and high - low < 0.1
+    assert draws.mean() <= common.best_ratio_draws([first], own, block=8)[1].mean()
+
+
+def test_too_few_rounds_give_no_interval():
+    value, draws = common.best_ratio_draws([[2.0] * 16], [1.0] * 16, block=8)
+    assert common.interval(value, draws) == {"ratio": 2.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("found", "at_least", "met", "sure"),
+    [
+        ({"ratio": 1.8, "low": 1.75, "high": 1.9}, True, True, True),
+        ({"ratio": 1.8, "low": 1.6, "high": 1.9}, True, True, False),
+        ({"ratio": 1.6, "low": 1.5, "high": 1.9}, True, False, False),
+        ({"ratio": 1.6, "low": 1.5, "high": 1.9}, False, True, False),
+        (1.7, True, True, None),
+        (1.71, False, False, None),
+    ],
+)
+def test_a_goal_is_judged_on_its_own_side(found: dict | float, at_least: bool, met: bool, sure: bool | None):
+    judged = common.goal("it", found, 1.7, at_least=at_least)
+    assert (judged["met"], judged["sure"]) == (met, sure)
+
+
+def test_json_keeps_values_and_puts_numbers_on_one_line():
+    document = {
+        "a": [1, 2.5, -3e-05],
+        "b": {"c": ["x", "y"], "d": [[1, 2], [3]]},
+        "e": "text [1,\n 2] [3]",
+        "f": [],
+    }
+    text = common.to_json(document)
+    assert json.loads(text) == document
+    assert '"a": [ 1, 2.5, -3e-05 ]' in text
+    with pytest.raises(ValueError, match="Out of range"):
+        common.to_json({"a": float("nan")})
+
+
+def test_the_command_names_no_folder_of_this_machine(tmp_path: Path):
+    parser = common.arguments("some", "")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--pairs", type=int, default=20)
+    options = parser.parse_args(
+        ["--out", str(tmp_path / "x"), "--data", str(tmp_path), "--only", "a", "b", "--quick"]
+    )
+    assert common.command("some", parser, options) == "python bench/some.py --quick --data DATA --only a b"
+
+
+def test_a_quick_run_does_not_land_among_the_results():
+    parser = common.arguments("some", "")
+    assert common.destination("some", parser.parse_args([])).parent == common.RESULTS
+    assert common.RESULTS not in common.destination("some", parser.parse_args(["--quick"])).parents
+
+
+def test_a_failing_command_ends_the_program_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(SystemExit, match="inspect ended with exit code 11"):
+        common.tlexport(["inspect", "nowhere"], cwd=tmp_path, timeout=60)
+    assert common.tlexport(["recipes", "list"], cwd=tmp_path, timeout=60)["recipes"]["insects"]
+
+
+def test_a_failing_or_slow_start_ends_the_program(monkeypatch: pytest.MonkeyPatch):
+    startup = module("startup")
+    monkeypatch.setitem(startup.COMMANDS, "typer", [sys.executable, "-c", "import no_such_module"])
+    with pytest.raises(SystemExit, match="no_such_module"):
+        startup.seconds_of("typer")
+    monkeypatch.setattr(startup, "TIMEOUT", 0.2)
+    monkeypatch.setitem(startup.COMMANDS, "typer", [sys.executable, "-c", "import time; time.sleep(5)"])
+    with pytest.raises(SystemExit, match="more than"):
+        startup.seconds_of("typer")
+
+
+ALLOCATE = "import time; held = b'x' * (200 << 20); time.sleep(0.6)"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_memory_of_the_whole_tree_is_seen(tmp_path: Path, depth: int):
+    memory = module("memory")
+    line = [sys.executable, "-c", ALLOCATE]
+    if depth == 2:
+        line = [
+            sys.executable,
+            "-c",
+            f"import subprocess; held = b'x' * (100 << 20); subprocess.run({line!r})",
+        ]
+    used = memory.watch(line, tmp_path)
+    expected = (200 << 20) if depth == 1 else (300 << 20)
+    assert expected < used.pss < expected + (60 << 20)
+    assert (200 << 20) < used.largest < (400 << 20)
+    assert max(used.timeline) == pytest.approx(used.pss / 1e6, abs=0.1)
+
+
+def test_a_watched_command_that_fails_or_hangs_ends_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    memory = module("memory")
+    with pytest.raises(SystemExit, match="exit code 3"):
+        memory.watch([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+    monkeypatch.setattr(memory, "TIMEOUT", 0.3)
+    with pytest.raises(SystemExit, match="did not end"):
+        memory.watch([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
+
+
+def test_the_stage_of_the_peak():
+    stage_at = module("memory").stage_at
+    seconds = {"export": 2.0, "quantize": 3.0}
+    assert [stage_at(when, seconds, 6.0) for when in (0.5, 1.5, 3.5, 6.5)] == [
+        "before export",
+        "export",
+        "quantize",
+        "after the last stage",
+    ]
+
+
+def case(drop: float = 0.001, auc: float = 0.97) -> dict:
+    variants = [
+        {
+            "name": f"cpu-{b}-int8",
+            "target": "cpu",
+            "precision": "int8",
+            "drop": d,
+            "drop_low": d,
+            "drop_high": d,
+        }
+        for b, d in (("a", drop), ("b", -0.1), ("c", None))
+    ]
+    return {"metric": "auc", "test": {"auc": auc, "accuracy": 0.9}, "variants": variants}
+
+
+def test_accuracy_goals_hold_the_worst_variant():
+    accuracy = module("accuracy")
+    good, bad = (accuracy.goals_of({"chest-xray": case(drop)}) for drop in (0.001, 0.006))
+    assert [g["met"] for g in good] == [True, True, True]
+    assert [g["met"] for g in bad] == [True, True, False] and bad[2]["what"].endswith("cpu-a-int8")
+    assert not accuracy.goals_of({"chest-xray": case(auc=0.95)})[0]["met"]
+
+
+def test_cases_of_several_calls_are_merged(tmp_path: Path):
+    accuracy, out = module("accuracy"), tmp_path / "accuracy.json"
+    assert accuracy.merged({"insects": {"new": 1}}, out) == {"insects": {"new": 1}}
+    out.write_text(json.dumps({"cases": {"insects": {"old": 1}, "chest-xray": {"old": 2}}}))
+    assert accuracy.merged({"insects": {"new": 1}}, out) == {"chest-xray": {"old": 2}, "insects": {"new": 1}}
+
+
+def test_missing_data_is_named(tmp_path: Path):
+    with pytest.raises(SystemExit, match="needs hymenoptera in the folder that --data names"):
+        module("accuracy").measured("insects", tmp_path, tmp_path, ["cpu"], True)
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_the_plain_loop_learns_what_the_strategy_says(tmp_path: Path, probe: bool):
+    finetune = module("finetune")
+    from tlexport.models.image import create, describe
+
+    _, data = finetune.dataset(tmp_path, 32, 20)
+    spec = describe("timm/test_resnet", classes=10, task="multiclass", image_size=32)
+    loop = finetune.Plain(spec, data, 10, probe=probe)
+    before = {name: value.clone() for name, value in loop.backbone.state_dict().items()}
+    head = loop.head.weight.clone()
+    assert loop.epoch() > 0
+    changed = [name for name, value in loop.backbone.state_dict().items() if not value.equal(before[name])]
+    assert not loop.head.weight.equal(head) and bool(changed) != probe
+    pixels, label = finetune.InMemory(data.train, spec)[3]
+    expected = create(spec).normalise(data_tensor(data, 3))[0]
+    assert label == 3 and np.allclose(pixels.numpy(), expected.numpy(), atol=1e-5), (
+        "both sides see the same input"
+    )
+
+
+def data_tensor(data, index: int):
+    import torch
+
+    return torch.from_numpy(data.preprocessing.batch(data.train.images[index : index + 1]))
+
+
+def test_a_wrong_choice_is_seen():
+    latency = module("latency")
+    rng = np.random.default_rng(0)
+    slow, fast, eager = (scale * rng.normal(1, 0.01, 96) for scale in (3.0, 2.0, 6.0))
+    times = {who: (eager * scale).tolist() for who, scale in zip(latency.TORCH, (1.2, 1.0, 1.1), strict=True)}
+    times |= {
+        "openvino-fp32": fast.tolist(),
+        "onnxruntime-fp32": slow.tolist(),
+        "openvino-int8": (fast * 9)[:24].tolist(),
+    }
+    model = {
+        "chosen": "onnxruntime-fp32",
+        "chosen_fp32": "openvino-fp32",
+        "second_ms": times,
+        "torch_alone_ms": {who: times[who] for who in latency.TORCH},
+        "dropped": {"openvino-int8": "too slow"},
+    }
+    judged = latency.judged(model, 0)
+    assert judged["chosen_over_best"]["ratio"] == pytest.approx(1.5, rel=0.01)
+    assert judged["chosen_over_best"]["low"] > 1.05, "not taken for chance"
+    assert judged["torch_best"] == "torch-channels-last" and judged["best"] == "openvino-fp32"
+    assert judged["torch_best_over_chosen_fp32"]["ratio"] == pytest.approx(3.0, rel=0.01)
+    mean = latency.geometric_mean([judged["draws"]["all"], judged["draws"]["fp32_only"]])
+    assert mean["ratio"] == pytest.approx(6**0.5, rel=0.01) and mean["low"] < mean["ratio"] < mean["high"]
+
+
+def test_a_candidate_that_computes_something_else_ends_the_program():
+    latency = module("latency")
+
+    class Constant:
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def run(self, inputs: dict) -> dict:
+            return {"probabilities": np.full((len(inputs["images"]), 2), self.value, np.float32)}
+
+    images = np.zeros((2, 3, 4, 4), np.uint8)
+    found = latency.agreements({"torch-eager": Constant(0.5), "openvino-int8": Constant(0.6)}, images)
+    assert found["openvino-int8"]["max_abs_error"] == pytest.approx(0.1, abs=1e-6)
+    with pytest.raises(SystemExit, match="onnxruntime-fp32 differs"):
+        latency.agreements({"torch-eager": Constant(0.5), "onnxruntime-fp32": Constant(0.6)}, images)
+
+
+def test_random_weights_are_made_to_answer_differently():
+    latency = module("latency")
+    import torch
+
+    serving = latency.sane_model("timm/test_resnet", 32)
+    with torch.inference_mode():
+        answers = serving(torch.from_numpy(common.smooth_images(16, 32, 5)))
+    assert len(set(answers.argmax(1).tolist())) >= 3 and answers.std(dim=0).mean() > 0.02
