@@ -3,7 +3,7 @@
 Data sets stand in --data: pneumoniamnist/, blood_cells/, hymenoptera/ and cifar10_subset/. Results of several calls
 (--only) are merged into one file; each case says when and on what it was measured. With --work the runs are kept, and a
 call that was stopped resumes. At most 60 minutes a case, usually five to ten; an hour for all.
-Beside PneumoniaMNIST stands the published ResNet-18 at 224 px (Yang et al., MedMNIST v2, table 3: AUC 0.956, accuracy 0.864).
+Beside PneumoniaMNIST stands the published ResNet-18 at 224 px (Yang et al., MedMNIST v2: AUC 0.956, accuracy 0.864).
 
 Result: `cases` {name: {recipe, overrides, data, metric, val, test, samples, epochs, best_epoch, finetune_seconds,
 images_per_second, build_seconds, reference, duplicates, chosen, failed, variants [{name, target, precision, metric, drop,
@@ -96,7 +96,9 @@ def measured(name: str, data: Path, work: Path, targets: list[str], quick: bool)
             f"{name} needs {case.data} in the folder that --data names ({data}); put it there, or leave the case out with --only"
         )
     change = case.change | (TINY if quick else {})
-    weights = [f"backbone.weights={data.parent / 'weights' / case.weights}"] if case.weights and not quick else []
+    weights = (
+        [f"backbone.weights={data.parent / 'weights' / case.weights}"] if case.weights and not quick else []
+    )
     run = f"runs/{name}"
     words = ["finetune", case.recipe, f"data.path={source}", *overrides(change), *weights, "--out", run]
     tuned = tlexport(words, cwd=work, timeout=TIMEOUT)

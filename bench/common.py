@@ -2,7 +2,7 @@
 
 Every result file holds the keys of HEAD (`idle`: whether others left the machine alone when it began) and, beside
 these, what the program itself promises in its docstring. A goal is `{what, value, low, high, limit, at_least, met, sure}`: `met` judges
-the value, `sure` says whether the whole interval agrees (null where there is no interval).
+the value, `sure` says whether the whole interval stands on the same side of the limit (null where there is none).
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ def finish(document: dict[str, Any], goals: list[dict[str, Any]], out: Path, sta
     document["goals"] = goals
     write_text(out, to_json(document))
     for found in goals:
-        say(
-            f"{'met   ' if found['met'] else 'MISSED'}  {found['what']}: {found['value']:.4g} {_range(found)}, limit {found['limit']:g}"
-        )
+        verdict = ("met" if found["met"] else "MISSED") + ("" if found["sure"] is not False else ", not sure")
+        say(f"{verdict}: {found['what']}: {found['value']:.4g} {_range(found)}, limit {found['limit']:g}")
     say(f"written: {out}")
 
 
@@ -112,8 +111,8 @@ def revision() -> dict[str, Any] | None:
 def goal(what: str, found: float | dict[str, Any], limit: float, *, at_least: bool) -> dict[str, Any]:
     """A number, or a ratio with its interval, held against its limit."""
     ratio = found if isinstance(found, dict) else {"ratio": found, "low": None, "high": None}
-    sign = 1 if at_least else -1
-    edge = ratio["low"] if at_least else ratio["high"]
+    ends = (ratio["ratio"], ratio["low"], ratio["high"])
+    held = [None if x is None else bool(x >= limit if at_least else x <= limit) for x in ends]
     return {
         "what": what,
         "value": ratio["ratio"],
@@ -121,8 +120,8 @@ def goal(what: str, found: float | dict[str, Any], limit: float, *, at_least: bo
         "high": ratio["high"],
         "limit": limit,
         "at_least": at_least,
-        "met": bool(sign * ratio["ratio"] >= sign * limit),
-        "sure": None if edge is None else bool(sign * edge >= sign * limit),
+        "met": held[0],
+        "sure": None if None in held else len(set(held)) == 1,
     }
 
 

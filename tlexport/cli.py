@@ -27,7 +27,6 @@ app = typer.Typer(
     name="tlexport",
     help="Fine-tune a pretrained backbone, export, quantise and compile it, and prove that it is still the same model.",
     epilog="Start with: tlexport finetune digits-quickstart --out runs/digits && tlexport build runs/digits",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,6 +35,8 @@ recipes_app = typer.Typer(
     help="List, show or copy the shipped recipes.", rich_markup_mode=None, invoke_without_command=True
 )
 app.add_typer(recipes_app, name="recipes")
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Output:
@@ -405,6 +406,7 @@ def schema(
     name: Annotated[
         str | None, typer.Argument(help="A command's name, recipe, or bundle.", show_default=False)
     ] = None,
+    json_: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print the JSON Schema of what a command prints with --json, of recipes, or of a bundle's manifest."""
@@ -414,7 +416,9 @@ def schema(
     from tlexport.results import SCHEMAS
 
     known: dict[str, type[BaseModel]] = {**SCHEMAS, "recipe": Recipe, "bundle": Manifest}
-    if name is None:
+    if name is None and Output.as_json:
+        _print_json({"schemas": list(known)})
+    elif name is None:
         sys.stdout.write("\n".join(known) + "\n")
     elif name in known:
         sys.stdout.write(json.dumps(known[name].model_json_schema(), indent=2) + "\n")
@@ -423,7 +427,7 @@ def schema(
 
 
 @recipes_app.callback()
-def recipes(context: typer.Context) -> None:
+def recipes(context: typer.Context, json_: Json = False, debug: Debug = False) -> None:
     if context.invoked_subcommand is None:
         recipes_list()
 
@@ -457,11 +461,13 @@ def recipes_show(
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
     to: Annotated[Path, typer.Argument(help="File or directory to write to.")] = Path(),
+    json_: Json = False,
     debug: Debug = False,
 ) -> None:
     """Copy a shipped recipe, to change it. An existing file is left alone."""
     from tlexport.errors import StorageError
     from tlexport.recipe import find
+    from tlexport.results import RecipesResult
     from tlexport.run import write_text
 
     source = find(name)
@@ -469,25 +475,29 @@ def recipes_copy(
     if destination.exists():
         raise StorageError(f"{destination} exists and is left alone; name another file")
     write_text(destination, source.read_text(encoding="utf-8"))
-    sys.stdout.write(f"{destination}\n")
+    _show(RecipesResult(recipes={source.stem: str(destination)}), str(destination))
 
 
 def main() -> NoReturn:
     """Run the command line; every error becomes one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:] or ["--help"]
+    Output.as_json = "--json" in arguments  # a mistake in the arguments is found before the flag's callback runs
     try:
-        app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)  # typer hands back the code of an Exit, it does not raise it
     except TlexportError as error:
         _fail(str(error), type(error).__name__, error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command resumes", "Interrupted", 130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    except _Terminated:
+        _fail("terminated; the same command resumes", "Terminated", TERMINATED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the one place where anything unforeseen ends as an exit code)
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _fail(error.format_message(), "UsageError", error.exit_code)
         _fail(*_unforeseen(error))
-    sys.exit(0)
+    if code == INTERRUPTED:
+        _fail("interrupted; the same command resumes", "Interrupted", INTERRUPTED)
+    sys.exit(code or 0)
 
 
 def _unforeseen(error: Exception) -> tuple[str, str, int]:
@@ -503,12 +513,16 @@ def _unforeseen(error: Exception) -> tuple[str, str, int]:
         return f"unexpected {type(unknown).__name__}: {unknown} (--debug shows where)", "Unexpected", 1
 
 
+class _Terminated(BaseException):
+    """A request to end, from SIGTERM; not an Exception, so that nothing on the way takes it for a failure."""
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise _Terminated
 
 
 def _fail(message: str, kind: str, code: int) -> NoReturn:
-    if Output.debug:
+    if Output.debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
     if Output.as_json:
         _print_json({"error": message, "kind": kind, "exit_code": code})

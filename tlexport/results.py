@@ -165,7 +165,7 @@ class BuildResult(Result):
     reasons: dict[str, str]
     reference: Variant
     variants: tuple[Variant, ...]
-    seconds: dict[str, float] = Field(description="per stage; 0 where it was unchanged and skipped")
+    seconds: dict[str, float] = Field(description="per stage; next to none where it was unchanged and skipped")
     failed: dict[str, str] = Field(default_factory=dict, description="target -> why no variant passed")
 
 
@@ -192,7 +192,7 @@ class InspectResult(Result):
 
 
 class RecipesResult(Result):
-    recipes: dict[str, str] = Field(description="name -> description")
+    recipes: dict[str, str] = Field(description="name -> description, or the file it was copied to")
 
 
 class ErrorResult(Result):

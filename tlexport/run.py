@@ -109,6 +109,16 @@ class Run:
             raise RunError(f"{self.path} has no finished {stage} stage; run: tlexport {stage} {self.path}")
         return kind.model_validate(record["result"])
 
+    def require_unchanged(self, stage: str) -> None:
+        """Raises RunError unless all that a finished stage read and made is still what the manifest records."""
+        record = self.manifest["stages"].get(stage)
+        if record is None:
+            raise RunError(f"{self.path} has no finished {stage} stage; run: tlexport {stage} {self.path}")
+        for relative, recorded in {**record["inputs"], **record["outputs"]}.items():
+            path = self / relative
+            if not path.exists() or digest(path) != recorded:
+                raise RunError(f"{path} is not what {stage} left; run: tlexport build {self.path}")
+
     def require(self, relative: str, stage: str) -> Path:
         """The path of something an earlier stage made. Raises RunError naming that stage's command."""
         path = self / relative
@@ -142,7 +152,7 @@ class StageRecord:
         self.run = run
         self.name = name
         self.config = json.loads(json.dumps(config, sort_keys=True, default=str))
-        self.inputs = {run.relative(path): digest(path) for path in inputs}
+        self.inputs = {run.relative(path): digest(_existing(run, path)) for path in inputs}
         self.started = time.monotonic()
 
     def unchanged(self, kind: type[ResultT]) -> ResultT | None:
@@ -170,6 +180,12 @@ class StageRecord:
 
     def _key(self) -> dict[str, Any]:
         return {"config": self.config, "inputs": self.inputs, "versions": versions()}
+
+
+def _existing(run: Run, path: Path) -> Path:
+    if not path.exists():
+        raise RunError(f"{path} is missing; run: tlexport build {run.path}")
+    return path
 
 
 def versions() -> dict[str, str]:
@@ -228,22 +244,26 @@ def storage_errors(path: Path) -> Iterator[None]:
 def replacing(final: Path) -> Iterator[Path]:
     """A path beside `final` to write a file or a directory to; on success it takes `final`'s name, else it is removed.
 
-    Files are flushed to the disk before the rename, so that a power cut leaves the old or the new one.
+    Files are flushed to the disk before the rename, so that a power cut leaves the old or the new one. A directory
+    that is there is moved aside first and removed last: half of one never stands under `final`.
     """
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}{_PARTIAL}")
+        replaced = final.with_name(f".{final.name}.replaced{_PARTIAL}")
         _remove(partial)
+        _remove(replaced)
         try:
             yield partial
             for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
                 _flush(file)
             if final.is_dir():
-                _remove(final)
+                final.rename(replaced)
             partial.rename(final)
             _flush(final.parent)
         finally:
             _remove(partial)
+            _remove(replaced)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -171,6 +171,7 @@ def test_too_few_rounds_give_no_interval():
         ({"ratio": 1.8, "low": 1.75, "high": 1.9}, True, True, True),
         ({"ratio": 1.8, "low": 1.6, "high": 1.9}, True, True, False),
         ({"ratio": 1.6, "low": 1.5, "high": 1.9}, True, False, False),
+        ({"ratio": 1.6, "low": 1.5, "high": 1.65}, True, False, True),
         ({"ratio": 1.6, "low": 1.5, "high": 1.9}, False, True, False),
         (1.7, True, True, None),
         (1.71, False, False, None),

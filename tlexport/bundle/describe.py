@@ -13,7 +13,7 @@ from tlexport.run import Run
 
 def describe(path: Path) -> InspectResult:
     """A bundle (every hash checked) or a run. Raises BundleError if it is neither, or altered."""
-    if (path / "recipe.yaml").is_file():
+    if (path / "recipe.yaml").is_file() and not manifest.stands_in(path):
         return InspectResult(path=str(path), kind="run", summary=_run(Run(path)))
     if (path / manifest.NAME).is_file():
         return InspectResult(path=str(path), kind="bundle", summary=_bundle(manifest.check(path)))

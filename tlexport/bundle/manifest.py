@@ -71,6 +71,18 @@ def write(document: Manifest, sources: dict[str, Path], out: Path) -> Manifest:
     return document
 
 
+def stands_in(folder: Path) -> bool:
+    """Whether a bundle's manifest stands there, whole or not; a run's manifest is another document."""
+    path = folder / NAME
+    if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
+        return False
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "bundle_version" in document
+
+
 def read(bundle: Path) -> Manifest:
     """The manifest, with names that stay inside the bundle. Raises BundleError."""
     path = bundle / NAME
@@ -80,7 +92,7 @@ def read(bundle: Path) -> Manifest:
         raise BundleError(f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)")
     try:
         document = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} is not a manifest this tlexport can read: {str(error).splitlines()[0]}"
         ) from error
@@ -88,6 +100,11 @@ def read(bundle: Path) -> Manifest:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
             raise BundleError(f"{path} names a file outside the bundle: {name!r}")
+        if "\0" in name or pure.as_posix() != name or name in (".", NAME):
+            raise BundleError(f"{path} names no file of a bundle: {name!r}")
+    for target, entry in document.targets.items():
+        if unlisted := {entry.file, entry.receipt} - document.files.keys():
+            raise BundleError(f"{path} has no hash of what {target} runs: {', '.join(sorted(unlisted))}")
     return document
 
 
@@ -97,11 +114,13 @@ def check(bundle: Path) -> Manifest:
     wrong = []
     for name, file in document.files.items():
         path = bundle / name
-        if path.is_symlink() or not path.is_file():
+        if not path.is_file():
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != file.bytes or digest(path) != file.sha256:
             wrong.append(f"{name} was altered")
-    present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir()}
+    entries = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*")}
+    wrong += [f"{name} is a link" for name, path in sorted(entries.items()) if path.is_symlink()]
+    present = {name for name, path in entries.items() if not path.is_dir() and not path.is_symlink()}
     wrong += [f"{name} is not in the manifest" for name in sorted(present - set(document.files) - {NAME})]
     if wrong:
         raise BundleError(

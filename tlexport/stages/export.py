@@ -43,12 +43,11 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> ExportResult:
         "class_names": json.dumps(extra["class_names"]),
         "preprocessing": json.dumps(extra["preprocessing"]),
     }
-    graph = trace.trace(
-        serving, torch.from_numpy(np.array(images[:2])), opset=recipe.export.opset, metadata=metadata
-    )
+    two = np.resize(np.array(images[:2]), (2, *images.shape[1:]))  # an example batch of one would fix the batch
+    graph = trace.trace(serving, torch.from_numpy(two), opset=recipe.export.opset, metadata=metadata)
     trace.save(graph, run / GRAPH)
     agreement = _parity(run / GRAPH, serving, images, recipe)
-    _golden(run / "golden", serving, images, recipe)
+    golden = _golden(run / "golden", serving, images, recipe)
     about = inspect.summary(graph)
     result = ExportResult(
         run=str(run.path),
@@ -57,7 +56,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> ExportResult:
         parameters=about.parameters,
         size_bytes=(run / GRAPH).stat().st_size,
         parity=tuple(agreement),
-        golden=recipe.golden.samples,
+        golden=golden,
     )
     record.finish(result, outputs=[run / GRAPH, run / "golden"])
     worst = max(entry.relative for entry in agreement)
@@ -105,8 +104,8 @@ def _parity(graph: Path, serving: ServingModel, images: np.ndarray, recipe: Reci
     return found
 
 
-def _golden(folder: Path, serving: ServingModel, images: np.ndarray, recipe: Recipe) -> None:
-    """golden/: inputs.npy uint8 [k,C,S,S] and the reference's outputs.npy float32 [k,K]."""
+def _golden(folder: Path, serving: ServingModel, images: np.ndarray, recipe: Recipe) -> int:
+    """golden/: inputs.npy uint8 [k,C,S,S] and the reference's outputs.npy float32 [k,K]. Returns k."""
     count = recipe.golden.samples
     if recipe.golden.source == "test":
         inputs = np.array(images[np.linspace(0, len(images) - 1, min(count, len(images)), dtype=int)])
@@ -118,6 +117,7 @@ def _golden(folder: Path, serving: ServingModel, images: np.ndarray, recipe: Rec
         partial.mkdir()
         np.save(partial / "inputs.npy", inputs)
         np.save(partial / "outputs.npy", outputs)
+    return len(inputs)
 
 
 def _synthetic(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -14,11 +14,12 @@ from tlexport.results import BenchResult, PackageResult, Variant
 from tlexport.run import Run, digest, read_json, storage_errors
 
 EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
+JUDGED = ("finetune", "export", "quantize", "compile", "verify", "bench")
 
 
 def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageResult:
     """Write the bundle directory `out`. Raises GateError if a target has no passing variant for exactly the files at hand,
-    BundleError if `out` holds something that is not a bundle.
+    RunError if what the verdicts rest on was changed since, BundleError if `out` holds something that is not a bundle.
     """
     measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
     targets = list(dict.fromkeys(variant.target for variant in measured.variants))
@@ -30,6 +31,8 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
     chosen = {target: choice.choose(target, measured.variants) for target in targets}
     for picked in chosen.values():
         _same_file(run, picked.variant)
+    for stage in JUDGED:
+        run.require_unchanged(stage)
     with storage_errors(out):
         written = _write(run, recipe, out, chosen, measured)
     progress.say(
@@ -107,6 +110,6 @@ def _write(
             "data_sha256": extra["data"]["sha256"],
         },
     )
-    if out.exists() and not (out / manifest.NAME).is_file() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
     return manifest.write(document, sources, out)

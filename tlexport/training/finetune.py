@@ -35,7 +35,13 @@ def finetune(
     make = _probe if recipe.transfer.strategy == "probe" else _network
     problem, adopt = make(model, data, recipe, device, cache, progress)
     fitted = loop.fit(
-        problem, recipe.transfer, metric=recipe.metric, seed=recipe.seed, folder=folder, progress=progress
+        problem,
+        recipe.transfer,
+        metric=recipe.metric,
+        seed=recipe.seed,
+        identity=f"{_fingerprint(model, data)} {recipe.seed} {recipe.metric} {recipe.transfer.model_dump_json()}",
+        folder=folder,
+        progress=progress,
     )
     adopt(fitted.weights)
     model.to("cpu").eval()

@@ -54,22 +54,34 @@ class Fitted:
 
 
 def fit(
-    problem: Problem, transfer: Transfer, *, metric: str, seed: int, folder: Path, progress: Progress
+    problem: Problem,
+    transfer: Transfer,
+    *,
+    metric: str,
+    seed: int,
+    identity: str,
+    folder: Path,
+    progress: Progress,
 ) -> Fitted:
-    """Train, keep the best epoch by the validation `metric`, stop early if asked; resume from `folder` if it holds a state.
+    """Train, keep the best epoch by the validation `metric`, stop early if asked.
 
+    Resumes if `folder` holds a state of the same `identity`, which names everything that the result depends on.
     Writes `state.safetensors` and `history.jsonl` after every epoch. Raises TrainingError if the loss is not finite.
     """
     network = problem.network
     optimizer = _optimizer(problem.groups, transfer)
     averaged = _averaged(network, transfer.ema)
     judged = averaged if averaged is not None else network
-    state = states.load(folder / "state.safetensors", network, averaged, optimizer) or TrainingState()
+    state = states.load(
+        folder / "state.safetensors", identity, network, averaged, optimizer
+    ) or TrainingState(identity)
     resumed_from = state.epoch
     if resumed_from:
         progress.say(f"resuming after epoch {resumed_from}")
     loss_of = _loss(problem, transfer)
     scaler = torch.amp.GradScaler(problem.device.type, enabled=transfer.autocast == "fp16")
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
     per_epoch = len(_batches(len(problem.labels), transfer, problem.labels, seed))
     while state.epoch < transfer.epochs and not _should_stop(state, transfer.patience):
         started = time.monotonic()
@@ -98,6 +110,7 @@ def fit(
         state.history[-1]["lr"] = transfer.lr * _rate(
             (epoch + 1) * per_epoch - 1, per_epoch * transfer.epochs, transfer.warmup
         )
+        state.scaler = scaler.state_dict()
         states.save(folder / "state.safetensors", state, network, averaged, optimizer)
         write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.history))
         last = state.history[-1]

@@ -20,13 +20,19 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class TrainingState:
-    """What must be known after an epoch to go on: everything else follows from the recipe's seed and the epoch."""
+    """What must be known after an epoch to go on: everything else follows from the recipe's seed and the epoch.
 
+    `problem` names what is trained on what: a state is only taken up for the same one. `scaler` is the FP16
+    loss scaler's, empty without one.
+    """
+
+    problem: str = ""
     epoch: int = 0
     best_epoch: int = 0
     best_score: tuple[float, float] | None = None  # the metric, then the negative log loss
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save(
@@ -49,6 +55,8 @@ def save(
             else:
                 scalars[f"{index}.{name}"] = value
     header = {
+        "problem": state.problem,
+        "scaler": state.scaler,
         "epoch": state.epoch,
         "best_epoch": state.best_epoch,
         "best_score": state.best_score,
@@ -69,9 +77,9 @@ def save(
 
 
 def load(
-    path: Path, network: nn.Module, averaged: nn.Module | None, optimizer: torch.optim.Optimizer
+    path: Path, problem: str, network: nn.Module, averaged: nn.Module | None, optimizer: torch.optim.Optimizer
 ) -> TrainingState | None:
-    """Restore in place; None where there is no state or it belongs to another network (it is then overwritten)."""
+    """Restore in place; None where there is no state or it belongs to another problem (it is then overwritten)."""
     if not path.is_file():
         return None
     try:
@@ -80,20 +88,20 @@ def load(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
-    own = _under(tensors, "network.")
-    expected = network.state_dict()
-    if own.keys() != expected.keys() or any(own[name].shape != expected[name].shape for name in own):
+    if header.get("problem") != problem:
         return None
-    network.load_state_dict(own)
+    network.load_state_dict(_under(tensors, "network."))
     if averaged is not None:
         averaged.load_state_dict(_under(tensors, "averaged."))
     _restore(optimizer, _under(tensors, "optimizer."), header["optimizer"])
     return TrainingState(
+        problem,
         header["epoch"],
         header["best_epoch"],
         tuple(header["best_score"]),
         header["history"],
         _under(tensors, "best."),
+        header["scaler"],
     )
 
 
