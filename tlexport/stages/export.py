@@ -43,7 +43,9 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> ExportResult:
         "class_names": json.dumps(extra["class_names"]),
         "preprocessing": json.dumps(extra["preprocessing"]),
     }
-    two = np.resize(np.array(images[:2]), (2, *images.shape[1:]))  # an example batch of one would fix the batch
+    two = np.resize(
+        np.array(images[:2]), (2, *images.shape[1:])
+    )  # an example batch of one would fix the batch
     graph = trace.trace(serving, torch.from_numpy(two), opset=recipe.export.opset, metadata=metadata)
     trace.save(graph, run / GRAPH)
     agreement = _parity(run / GRAPH, serving, images, recipe)
