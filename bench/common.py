@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from tlexport.evidence import machine
 from tlexport.evidence.latency import MIN_BLOCKS
@@ -57,7 +56,7 @@ def destination(program: str, options: argparse.Namespace) -> Path:
 def stamp(program: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
     """The head of a result: what was run, on what, when; says so on standard error if others use the machine."""
     described = machine.describe()
-    busy = psutil.cpu_percent(interval=1.0)
+    busy = machine.busy_percent(1.0)
     if busy > BUSY:
         say(f"others use {busy:g}% of this machine: timings are only worth something on an idle one")
     return {

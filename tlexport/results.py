@@ -86,6 +86,7 @@ class GraphInfo(Result):
 class QuantizeResult(Result):
     run: str
     graphs: tuple[GraphInfo, ...]
+    refused: dict[str, str] = Field(default_factory=dict, description="graph -> why it cannot be made")
     calibration_samples: int
     calibration_method: str
 
@@ -144,6 +145,7 @@ class BenchResult(Result):
     variants: tuple[Variant, ...]
     threads: int
     machine: dict[str, Any]
+    busy_percent: float = Field(description="share of all cores that others used just before the timing")
     withheld: tuple[str, ...] = Field((), description="percentiles not stated, and why")
     raw: str = Field(description="file with every timed run in seconds, relative to the run")
 

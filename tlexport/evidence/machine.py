@@ -100,6 +100,11 @@ def has_vnni() -> bool:
     return bool(VNNI & set(parse_cpuinfo(_read("/proc/cpuinfo") or "")[1]))
 
 
+def busy_percent(seconds: float = 0.5) -> float:
+    """Share of all cores in use by others, in percent, while this process waits for `seconds`."""
+    return float(psutil.cpu_percent(interval=seconds))
+
+
 def steal_seconds() -> float | None:
     """CPU time, summed over cores, that the hypervisor gave to other guests since boot."""
     return getattr(psutil.cpu_times(), "steal", None)

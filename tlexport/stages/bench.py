@@ -19,6 +19,7 @@ from tlexport.run import Run, read_json, replacing, write_json
 
 REFERENCE = "torch-eager"
 RAW = "bench-samples.npz"
+BUSY = 20.0  # percent of all cores; torch's threads stall far more than in proportion when they must share
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
@@ -31,6 +32,11 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
     if (finished := record.unchanged(BenchResult)) is not None:
         progress.say("bench: unchanged, skipped")
         return finished
+    busy = machine.busy_percent()
+    if busy > BUSY:
+        progress.warn(
+            f"others use {busy:g}% of this machine: take these times for a rough guide, and bench again when it is idle"
+        )
     timed = [v for v in verified.variants if v.verdict == "pass"]
     images = np.load(run.require("reference/inputs.npy", "finetune"), mmap_mode="r", allow_pickle=False)
     model, _, _ = load_checkpoint(run / "checkpoint")
@@ -45,7 +51,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
                 registry.BACKENDS[variant.backend].runner(run / variant.file, threads=threads, device=device)
             )
         raw, throughput = _measure(runners, images, recipe, progress)
-    result = _result(run, verified, raw, throughput, recipe, threads)
+    result = _result(run, verified, raw, throughput, recipe, threads, busy)
     with replacing(run / RAW) as beside, beside.open("wb") as handle:
         np.savez(handle, allow_pickle=False, **raw)
     write_json(run / "bench.json", result.model_dump(mode="json"))
@@ -90,6 +96,7 @@ def _result(
     throughput: dict[str, dict[str, float]],
     recipe: Recipe,
     threads: int,
+    busy: float,
 ) -> BenchResult:
     withheld: list[str] = []
     size = (run / "checkpoint" / "model.safetensors").stat().st_size
@@ -116,6 +123,7 @@ def _result(
         variants=tuple(variants),
         threads=threads,
         machine=machine.describe().model_dump(mode="json"),
+        busy_percent=busy,
         withheld=tuple(withheld),
         raw=RAW,
     )

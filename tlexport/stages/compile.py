@@ -10,7 +10,7 @@ from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import inspect, trace
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import CompileResult, Variant
+from tlexport.results import CompileResult, QuantizeResult, Variant
 from tlexport.run import Run, digest, replacing, write_json
 
 TIMEOUT = 1800.0
@@ -30,23 +30,32 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
         if target in found.builds
         for precision in recipe.precision
     ]
+    refused = run.result("quantize", QuantizeResult).refused
     graphs = {
-        precision: run.require(f"graphs/{name}.onnx", "quantize")
-        for precision, name in _graphs(recipe).items()
+        name: run.require(f"graphs/{name}.onnx", "quantize") for name in _graphs(recipe) - refused.keys()
     }
     config = recipe.model_dump(mode="json", include={"targets", "precision"}) | {
         "batch": recipe.export.batch.model_dump(),
         "backends": {name: found.version for name, found in available.items()},
+        "refused": refused,
     }
-    record = run.stage("compile", config, inputs=sorted(set(graphs.values())))
+    record = run.stage("compile", config, inputs=sorted(graphs.values()))
     if (finished := record.unchanged(CompileResult)) is not None:
         progress.say("compile: unchanged, skipped")
         return finished
     variants = []
     with progress.bar("compiling") as step:
         for done, (target, backend, precision) in enumerate(plans, start=1):
-            graph = graphs[f"{precision}@{_flavour(target)}"]
-            variants.append(_variant(run, recipe, target, backend, precision, graph, progress))
+            graph = _graph(precision, target)
+            variant = Variant(
+                name=f"{target}-{backend}-{precision}", backend=backend, target=target, precision=precision
+            )
+            why = refused.get(graph) or registry.BACKENDS[backend].refusal(target, precision)
+            variants.append(
+                _refused(variant, why, progress)
+                if why
+                else _variant(run, recipe, variant, graphs[graph], progress)
+            )
             step(done, len(plans))
     _remove_others(run / "variants", {variant.name for variant in variants if variant.file})
     result = CompileResult(run=str(run.path), variants=tuple(variants))
@@ -54,28 +63,24 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     return result
 
 
-def _graphs(recipe: Recipe) -> dict[str, str]:
-    """`precision@flavour` -> graph name."""
-    flavours = {_flavour(target) for target in recipe.targets}
-    return {
-        f"{p}@{flavour}": f"int8-{flavour}" if p == "int8" else p
-        for p in recipe.precision
-        for flavour in flavours
-    }
+def _graphs(recipe: Recipe) -> set[str]:
+    return {_graph(precision, target) for precision in recipe.precision for target in recipe.targets}
 
 
-def _flavour(target: str) -> str:
-    return "cpu" if target == "cpu" else "trt"
+def _graph(precision: str, target: str) -> str:
+    """Name of the typed graph; INT8 has a flavour for CPUs and one for TensorRT."""
+    if precision != "int8":
+        return precision
+    return "int8-cpu" if target == "cpu" else "int8-trt"
 
 
-def _variant(
-    run: Run, recipe: Recipe, target: str, name: str, precision: str, graph: Path, progress: Progress
-) -> Variant:
+def _refused(variant: Variant, why: str, progress: Progress) -> Variant:
+    progress.say(f"{variant.name}: refused, {why}")
+    return variant.model_copy(update={"verdict": "refused", "reason": why})
+
+
+def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: Progress) -> Variant:
     """One variant: built, or with the reason why it is not."""
-    variant = Variant(name=f"{target}-{name}-{precision}", backend=name, target=target, precision=precision)
-    if why := registry.BACKENDS[name].refusal(target, precision):
-        progress.say(f"{variant.name}: refused, {why}")
-        return variant.model_copy(update={"verdict": "refused", "reason": why})
     try:
         made = _built(run, recipe, variant, graph)
     except BackendCrash as error:

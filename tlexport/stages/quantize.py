@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from tlexport.errors import ExportError
 from tlexport.evidence import machine
 from tlexport.graph import calibration, cast, inspect, quantize, trace
 from tlexport.progress import Progress
@@ -33,13 +34,16 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
         return finished
     model = trace.load(source)
     images = np.load(samples, mmap_mode="r", allow_pickle=False)[: recipe.calibration.samples]
-    made = [_info(run, "fp32", "fp32", model)]
+    made, refused = [_info(run, "fp32", "fp32", model)], {}
     for name in wanted:
-        graph = (
-            cast.to_fp16(model)
-            if name == "fp16"
-            else _int8(model, images, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
-        )
+        try:
+            graph = _typed(name, model, images, recipe, progress)
+        except ExportError as error:
+            # One precision that the weights do not allow leaves the others standing; its variants carry the reason.
+            refused[name] = str(error)
+            (run / f"graphs/{name}.onnx").unlink(missing_ok=True)
+            progress.warn(f"graphs/{name}.onnx: {error}")
+            continue
         trace.save(graph, run / f"graphs/{name}.onnx")
         made.append(_info(run, name, name.partition("-")[0], graph))
         progress.say(
@@ -48,6 +52,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
     result = QuantizeResult(
         run=str(run.path),
         graphs=tuple(made),
+        refused=refused,
         calibration_samples=len(images),
         calibration_method=recipe.calibration.method,
     )
@@ -62,6 +67,14 @@ def graphs_for(recipe: Recipe) -> list[str]:
         names += ["int8-cpu"] if "cpu" in recipe.targets else []
         names += ["int8-trt"] if any(target != "cpu" for target in recipe.targets) else []
     return names
+
+
+def _typed(
+    name: str, model: onnx.ModelProto, images: np.ndarray, recipe: Recipe, progress: Progress
+) -> onnx.ModelProto:
+    if name == "fp16":
+        return cast.to_fp16(model)
+    return _int8(model, images, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
 
 
 def _int8(

@@ -111,7 +111,7 @@ def _probe(
         _features(model, split, name, data, device, cache, progress)
         for name, split in (("train", data.train), ("val", data.val))
     )
-    mean, scale = train.mean(dim=0), train.std(dim=0).clamp(min=1e-6)
+    mean, scale = train.mean(dim=0), _scale(train)
     standardised = [((part - mean) / scale).to(device) for part in (train, val)]
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -141,6 +141,15 @@ def _probe(
         device=device,
     )
     return problem, adopt
+
+
+def _scale(features: torch.Tensor) -> torch.Tensor:
+    """Standard deviation [D] of features [n,D], from below a hundredth of the mean one held there.
+
+    A feature that hardly moves would otherwise get weights that no 16-bit number holds once this is folded in.
+    """
+    spread = features.std(dim=0)
+    return spread.clamp(min=max(0.01 * float(spread.mean()), 1e-6))
 
 
 def _train(head: nn.Module) -> None:
