@@ -21,7 +21,7 @@ SMALL = (
     "verify.resamples=200",
     "gates.max_drop=0.15",
     "bench.samples=10",
-    "bench.batch_sizes=[1, 2]",
+    "bench.batch_sizes=[2]",
     "bench.threads=1",
 )
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None

@@ -90,7 +90,9 @@ def test_recipes(tlx: Cli, tmp_path: Path) -> None:
 def test_doctor(tlx: Cli) -> None:
     found = tlx("doctor", "--json")
     jsonschema.validate(found.json, schema(tlx, "doctor"))
-    assert "onnxruntime" in found.json["targets"]["cpu"] and "cannot be built" in found.json["targets"]["sm90"]
+    assert (
+        "onnxruntime" in found.json["targets"]["cpu"] and "cannot be built" in found.json["targets"]["sm90"]
+    )
     shown = tlx("doctor")
     assert shown.code == 0 and "sm90" in shown.out and "onnxruntime" in shown.out
 
@@ -111,7 +113,13 @@ def test_finetune_build_package_inspect_print_what_their_schemas_describe(
 ) -> None:
     path = run_copy.path
     tuned = tlx(
-        "finetune", "digits-quickstart", *SMALL, f"targets=[{', '.join(built.targets)}]", "--out", path, "--json"
+        "finetune",
+        "digits-quickstart",
+        *SMALL,
+        f"targets=[{', '.join(built.targets)}]",
+        "--out",
+        path,
+        "--json",
     )
     assert tuned.code == 0 and "finetune: unchanged, skipped" in tuned.err
     jsonschema.validate(tuned.json, schema(tlx, "finetune"))
@@ -146,18 +154,62 @@ def test_the_table_marks_what_was_chosen(tlx: Cli, run_copy: Run, tmp_path: Path
 
 def test_dry_runs_do_nothing(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
     path = run_copy.path
-    told = tlx("finetune", "insects", "data.path=bugs", "--epochs", 3, "--seed", 9, "--out", tmp_path / "x", "--dry-run", "--json")  # fmt: skip
-    assert told.json["transfer"]["epochs"] == 3 and told.json["seed"] == 9 and told.json["data"]["path"] == "bugs"
+    told = tlx(
+        "finetune",
+        "insects",
+        "data.path=bugs",
+        "--epochs",
+        3,
+        "--seed",
+        9,
+        "--out",
+        tmp_path / "x",
+        "--dry-run",
+        "--json",
+    )
+    assert (
+        told.json["transfer"]["epochs"] == 3
+        and told.json["seed"] == 9
+        and told.json["data"]["path"] == "bugs"
+    )
     assert not (tmp_path / "x").exists()
-    told = tlx("build", path, "--target", "RTX 4090", "-p", "fp16", "--max-drop", 0.5, "--out", tmp_path / "x", "--dry-run", "--json")  # fmt: skip
-    assert (told.json["targets"], told.json["precision"], told.json["gates"]["max_drop"]) == (["sm89"], ["fp16"], 0.5)  # fmt: skip
+    told = tlx(
+        "build",
+        path,
+        "--target",
+        "RTX 4090",
+        "-p",
+        "fp16",
+        "--max-drop",
+        0.5,
+        "--out",
+        tmp_path / "x",
+        "--dry-run",
+        "--json",
+    )
+    assert (told.json["targets"], told.json["precision"], told.json["gates"]["max_drop"]) == (
+        ["sm89"],
+        ["fp16"],
+        0.5,
+    )
     assert not (tmp_path / "x").exists()
     assert "targets:" in tlx("build", path, "--dry-run").out
 
 
 def test_a_missed_latency_gate_is_exit_10_and_no_bundle(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
     path = run_copy.path
-    missed = tlx("build", path, "--target", "cpu", "-p", "fp32", "gates.max_p50_ms=1e-6", "--out", tmp_path / "b", "--json")  # fmt: skip
+    missed = tlx(
+        "build",
+        path,
+        "--target",
+        "cpu",
+        "-p",
+        "fp32",
+        "gates.max_p50_ms=1e-6",
+        "--out",
+        tmp_path / "b",
+        "--json",
+    )
     assert missed.code == 10 and missed.json["bundle"] is None and missed.json["chosen"] == {}
     assert "over max_p50_ms" in missed.json["failed"]["cpu"] and "error: cpu: " in missed.err
     assert not (tmp_path / "b").exists()
@@ -167,24 +219,51 @@ def test_a_missed_latency_gate_is_exit_10_and_no_bundle(tlx: Cli, run_copy: Run,
     assert tlx("bench", path, "gates.max_p50_ms=1e-6").code == 10
 
 
-def test_a_target_that_nothing_here_serves_is_refused_before_any_work(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
+def test_a_target_that_nothing_here_serves_is_refused_before_any_work(
+    tlx: Cli, run_copy: Run, tmp_path: Path
+) -> None:
     path = run_copy.path
     graph = (path / "graphs/fp32.onnx").stat()
     refused = tlx("build", path, "export.opset=21", "--target", "sm90", "--out", tmp_path / "b", "--json")
     assert refused.code == 9 and refused.json["kind"] == "CompileError"
     assert "sm90" in refused.json["error"] and "tlexport doctor" in refused.json["error"]
-    assert (path / "graphs/fp32.onnx").stat().st_mtime_ns == graph.st_mtime_ns and not (tmp_path / "b").exists()
+    assert (path / "graphs/fp32.onnx").stat().st_mtime_ns == graph.st_mtime_ns and not (
+        tmp_path / "b"
+    ).exists()
 
 
 ERRORS = {
     "recipe": (2, "RecipeError", ["finetune", "digits-quikstart"], "did you mean 'digits-quickstart'"),
-    "value": (2, "RecipeError", ["finetune", "digits-quickstart", "--strategy", "magic"], "transfer.strategy"),
+    "value": (
+        2,
+        "RecipeError",
+        ["finetune", "digits-quickstart", "--strategy", "magic"],
+        "transfer.strategy",
+    ),
     "data": (3, "DataError", ["finetune", "insects", "data.path=gone/", "--out", "r"], "gone does not exist"),
-    "weights": (4, "WeightsError", ["finetune", "digits-quickstart", "backbone.weights=gone.pth", "data.limit=20", "data.image_size=32", "--out", "r"], "gone.pth"),
+    "weights": (
+        4,
+        "WeightsError",
+        [
+            "finetune",
+            "digits-quickstart",
+            "backbone.weights=gone.pth",
+            "data.limit=20",
+            "data.image_size=32",
+            "--out",
+            "r",
+        ],
+        "gone.pth",
+    ),
     "no run": (6, "RunError", ["build", "gone"], "tlexport finetune RECIPE --out gone"),
-    "storage": (7, "StorageError", ["finetune", "digits-quickstart", "--out", "file/run"], "is a file, not a directory"),
+    "storage": (
+        7,
+        "StorageError",
+        ["finetune", "digits-quickstart", "--out", "file/run"],
+        "is a file, not a directory",
+    ),
     "bundle": (11, "BundleError", ["inspect", "."], "neither a bundle"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -216,12 +295,18 @@ def test_every_error_class_has_the_code_its_tree_states() -> None:
     assert all(issubclass(found, TlexportError) for found in classes.values())
 
 
-@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "show", "insects"], ["schema", "build"], ["recipes", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["recipes"], ["recipes", "show", "insects"], ["schema", "build"], ["recipes", "--json"]]
+)
 def test_a_reader_that_goes_away_is_no_crash(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "tlexport", *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-m", "tlexport", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     os.close(writing)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
@@ -229,5 +314,7 @@ def test_a_reader_that_goes_away_is_no_crash(arguments: list[str]) -> None:
 
 
 def test_python_m_and_the_function_are_the_same_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "tlexport", "build", "gone"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "tlexport", "build", "gone"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 6 and done.stdout == "" and done.stderr.startswith("error: gone is not a run")

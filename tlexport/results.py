@@ -167,7 +167,9 @@ class BuildResult(Result):
     reasons: dict[str, str]
     reference: Variant
     variants: tuple[Variant, ...]
-    seconds: dict[str, float] = Field(description="per stage; next to none where it was unchanged and skipped")
+    seconds: dict[str, float] = Field(
+        description="per stage; next to none where it was unchanged and skipped"
+    )
     failed: dict[str, str] = Field(default_factory=dict, description="target -> why no variant passed")
 
 

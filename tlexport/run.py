@@ -251,8 +251,7 @@ def replacing(final: Path) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.with_name(f".{final.name}{_PARTIAL}")
         replaced = final.with_name(f".{final.name}.replaced{_PARTIAL}")
-        _remove(partial)
-        _remove(replaced)
+        _tidy(final, partial, replaced)
         try:
             yield partial
             for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
@@ -262,8 +261,15 @@ def replacing(final: Path) -> Iterator[Path]:
             partial.rename(final)
             _flush(final.parent)
         finally:
-            _remove(partial)
-            _remove(replaced)
+            _tidy(final, partial, replaced)
+
+
+def _tidy(final: Path, partial: Path, replaced: Path) -> None:
+    """Remove what a replacement left behind; one that was stopped between its two renames is taken back."""
+    if replaced.exists() and not final.exists():
+        replaced.rename(final)
+    _remove(partial)
+    _remove(replaced)
 
 
 def write_text(path: Path, text: str) -> None:

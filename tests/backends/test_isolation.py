@@ -116,8 +116,10 @@ def test_the_child_loads_no_torch() -> None:
     assert "tlexport.errors" in loaded and "torch" not in loaded and "onnx" not in loaded
 
 
+# A job that a shell starts in the background has SIGINT ignored, and hands that down: the parent takes it back.
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 sys.path[:] = {path!r}
 from test_isolation import hang

@@ -31,22 +31,39 @@ def test_what_is_in_it(built: Built) -> None:
     document = manifest.check(built.bundle)
     held = {p.relative_to(built.bundle).as_posix() for p in built.bundle.rglob("*") if p.is_file()}
     assert held == {*document.files, manifest.NAME}
-    assert {"graphs/fp32.onnx", "golden/inputs.npy", "golden/outputs.npy", "evidence/verify.json", "evidence/bench.json", "evidence/report.html", "evidence/recipe.yaml"} < held  # fmt: skip
+    assert {
+        "graphs/fp32.onnx",
+        "golden/inputs.npy",
+        "golden/outputs.npy",
+        "evidence/verify.json",
+        "evidence/bench.json",
+        "evidence/report.html",
+        "evidence/recipe.yaml",
+    } < held
     for name, file in document.files.items():
-        assert (file.sha256, file.bytes) == (digest(built.bundle / name), (built.bundle / name).stat().st_size)
+        assert (file.sha256, file.bytes) == (
+            digest(built.bundle / name),
+            (built.bundle / name).stat().st_size,
+        )
     assert set(document.targets) == set(built.targets)
     for entry in document.targets.values():
         assert digest(built.bundle / entry.file) == entry.variant.sha256
         assert json.loads((built.bundle / entry.receipt).read_text())
     assert document.classes == tuple("0123456789") and document.inputs[0].dtype == "uint8"
-    assert {"finetune", "export", "quantize", "compile", "verify", "bench"} <= set(document.provenance["stages"])
+    assert {"finetune", "export", "quantize", "compile", "verify", "bench"} <= set(
+        document.provenance["stages"]
+    )
 
 
 def test_golden_samples_reproduce_in_onnx_runtime(built: Built) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(built.bundle / "graphs/fp32.onnx", providers=["CPUExecutionProvider"])
-    inputs, expected = (np.load(built.bundle / f"golden/{n}.npy", allow_pickle=False) for n in ("inputs", "outputs"))
+    session = onnxruntime.InferenceSession(
+        built.bundle / "graphs/fp32.onnx", providers=["CPUExecutionProvider"]
+    )
+    inputs, expected = (
+        np.load(built.bundle / f"golden/{n}.npy", allow_pickle=False) for n in ("inputs", "outputs")
+    )
     (got,) = session.run(None, {"images": inputs})
     assert len(inputs) == 8 and np.ptp(expected) > 0.1  # not a constant
     np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -60,9 +77,11 @@ def test_a_flipped_byte_in_any_file_is_seen(bundle_copy: Path, tlx: Cli) -> None
     for path in names:
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        if path.name == manifest.NAME:  # its last byte is white space: a change that means nothing but breaks JSON
+        if (
+            path.name == manifest.NAME
+        ):  # its last byte is white space: a change that means nothing but breaks JSON
             path.write_bytes(b"[" + whole)
-        with pytest.raises(BundleError, match="altered|not a manifest"):
+        with pytest.raises(BundleError, match=r"altered|not a manifest"):
             describe.describe(bundle_copy)
         path.write_bytes(whole)
     assert describe.describe(bundle_copy).kind == "bundle"
@@ -100,10 +119,12 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(bundle_copy: Path) -> None:
         manifest.check(bundle_copy)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a/./b", ".", "", "manifest.json", "a\0b", "a//b"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../../b", "a/./b", ".", "", "manifest.json", "a\0b", "a//b"]
+)
 def test_names_that_lead_elsewhere_are_refused(bundle_copy: Path, name: str) -> None:
     edit(bundle_copy, lambda document: document["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
-    with pytest.raises(BundleError, match="outside the bundle|names no file"):
+    with pytest.raises(BundleError, match=r"outside the bundle|names no file"):
         manifest.read(bundle_copy)
 
 
@@ -114,7 +135,17 @@ def test_a_target_whose_file_has_no_hash_is_refused(bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"bundle_version": 2}', "[" * 100_000, '{"bundle_version": 1, "name": NaN}', "\xff"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"bundle_version": 2}',
+        "[" * 100_000,
+        '{"bundle_version": 1, "name": NaN}',
+        "\xff",
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(bundle_copy: Path, text: str) -> None:
     (bundle_copy / manifest.NAME).write_bytes(text.encode("latin-1"))
@@ -174,7 +205,9 @@ def chosen(run: Run) -> set[str]:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_files_changed_since_they_were_judged_are_not_packaged(run_copy: Run, tmp_path: Path, tlx: Cli, what: str) -> None:
+def test_files_changed_since_they_were_judged_are_not_packaged(
+    run_copy: Run, tmp_path: Path, tlx: Cli, what: str
+) -> None:
     path = CHANGES[what](run_copy)
     path.write_bytes(path.read_bytes() + b"\n")
     refused = tlx("package", run_copy.path, "--out", tmp_path / "out", "--json")
@@ -196,7 +229,15 @@ def test_a_forged_verdict_is_not_packaged(run_copy: Run, tmp_path: Path, tlx: Cl
 
 
 def variant(name: str, **values: object) -> Variant:
-    base = {"backend": "onnxruntime", "target": "cpu", "precision": "fp32", "verdict": "pass", "file": f"variants/{name}/m.onnx", "speedup": 1.0, "size_bytes": 10}  # fmt: skip
+    base = {
+        "backend": "onnxruntime",
+        "target": "cpu",
+        "precision": "fp32",
+        "verdict": "pass",
+        "file": f"variants/{name}/m.onnx",
+        "speedup": 1.0,
+        "size_bytes": 10,
+    }
     return Variant.model_validate({"name": name, **base, **values})
 
 
@@ -211,12 +252,16 @@ def test_the_fastest_that_passes_is_chosen() -> None:
             variant("absent", p50_ms=0.1, file=None),
         ),
     )
-    assert found.variant.name == "quick" and "3.00x torch eager" in found.reason and "next slow" in found.reason
+    assert (
+        found.variant.name == "quick" and "3.00x torch eager" in found.reason and "next slow" in found.reason
+    )
 
 
 def test_the_smallest_is_chosen_where_nothing_could_run() -> None:
     untimed = {"verdict": "compiled, not run here", "p50_ms": None}
-    found = choice.choose("cpu", (variant("big", size_bytes=9, **untimed), variant("small", size_bytes=2, **untimed)))
+    found = choice.choose(
+        "cpu", (variant("big", size_bytes=9, **untimed), variant("small", size_bytes=2, **untimed))
+    )
     assert found.variant.name == "small" and "was not measured" in found.reason
     timed = choice.choose("cpu", (variant("small", size_bytes=2, **untimed), variant("run", p50_ms=9.0)))
     assert timed.variant.name == "run"  # a measurement outranks a guess

@@ -22,7 +22,9 @@ from tlexport.modalities.metrics import METRICS
 from tlexport.recipe import Dicom
 
 
-def loaded(path: Path | str, cache: Path | None = None, *, task: str = "auto", seed: int = 0, **changes: Any) -> ImageData:
+def loaded(
+    path: Path | str, cache: Path | None = None, *, task: str = "auto", seed: int = 0, **changes: Any
+) -> ImageData:
     size = changes.pop("image_size", 16)
     return load(recipe.Data(path=str(path), image_size=size, **changes), task=task, seed=seed, cache=cache)
 
@@ -83,7 +85,9 @@ def test_hymenoptera_decoded_once_and_equal_to_one_by_one(shared_data: Path, tmp
     root = shared_data / "hymenoptera"
     seen: list[tuple[int, int]] = []
     data = recipe.Data(path=str(root), image_size=32)
-    found = load(data, task="auto", seed=0, cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    found = load(
+        data, task="auto", seed=0, cache=tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     total = sum(found.report.samples.values())
     assert seen[-1] == (total, total) and found.class_names == ("ants", "bees")
     assert found.report.split_origin["test"] == "the given val"
@@ -135,7 +139,9 @@ def test_corrupt_files_are_counted_listed_and_limited(tmp_path: Path) -> None:
     whole = (root / "a" / "3.png").read_bytes()
     (root / "a" / "3.png").write_bytes(whole[: len(whole) // 2])
     (root / "b" / "5.png").write_text("hello")
-    with pytest.raises(DataError, match=r"2 of 24 files cannot be read, and data.max_corrupt=0 allows 0: .*png") as caught:
+    with pytest.raises(
+        DataError, match=r"2 of 24 files cannot be read, and data.max_corrupt=0 allows 0: .*png"
+    ) as caught:
         loaded(root)
     assert "a/3.png" in str(caught.value) and "b/5.png" in str(caught.value)
     with pytest.raises(DataError, match="allows 1"):
@@ -147,7 +153,9 @@ def test_corrupt_files_are_counted_listed_and_limited(tmp_path: Path) -> None:
         for split in splits(found):
             assert len(split.images) == len(split.names) == len(split.labels)
             for row, name in enumerate(split.names):
-                assert np.array_equal(split.images[row], found.preprocessing.square(decode(root / name, Dicom())))
+                assert np.array_equal(
+                    split.images[row], found.preprocessing.square(decode(root / name, Dicom()))
+                )
                 assert found.class_names[split.labels[row]] == name[0]
 
 
@@ -194,7 +202,11 @@ def test_duplicates_are_reported_dropped_or_fatal(tmp_path: Path) -> None:
 
 
 def test_groups_across_given_splits_are_an_error_with_a_way_out(tmp_path: Path) -> None:
-    groups = {"train_groups": np.arange(30) // 2, "val_groups": np.arange(12) + 100, "test_groups": np.arange(12) + 14}
+    groups = {
+        "train_groups": np.arange(30) // 2,
+        "val_groups": np.arange(12) + 100,
+        "test_groups": np.arange(12) + 14,
+    }
     path = npz(tmp_path, **groups)
     with pytest.raises(LeakageError, match=r"1 group in both test and train: 14; .*data\.resplit=true"):
         loaded(path)
@@ -227,7 +239,9 @@ def test_what_a_person_has_to_decide(
 
 def test_multilabel_and_one_hot(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    several = {f"{s}_labels": random.integers(0, 2, (n, 4)) for s, n in (("train", 30), ("val", 12), ("test", 12))}
+    several = {
+        f"{s}_labels": random.integers(0, 2, (n, 4)) for s, n in (("train", 30), ("val", 12), ("test", 12))
+    }
     found = loaded(npz(tmp_path, **several), class_names=("a", "b", "c", "d"))
     assert found.task == "multilabel" and found.train.labels.shape == (30, 4)
     assert found.report.counts["train"]["a"] == several["train_labels"][:, 0].sum()
@@ -260,7 +274,9 @@ def test_dicom_folder_with_a_frame_too_far(tmp_path: Path) -> None:
 def test_the_registry_and_its_light_import() -> None:
     assert MODALITIES["image"].load is load and MODALITIES["image"].METRICS is METRICS
     code = "import sys, tlexport.modalities; print([m for m in ('torch', 'sklearn', 'pydicom', 'timm') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
     assert out.stdout.strip() == "[]"
 
 

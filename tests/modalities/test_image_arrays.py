@@ -34,7 +34,9 @@ def saved(folder: Path, **content: Any) -> Path:
 def test_three_splits(tmp_path: Path, shape: tuple[int, ...]) -> None:
     content = arrays(shape)
     samples = read_npz(saved(tmp_path, **content))
-    assert samples.splits is not None and samples.splits.tolist() == ["train"] * 12 + ["val"] * 6 + ["test"] * 8
+    assert (
+        samples.splits is not None and samples.splits.tolist() == ["train"] * 12 + ["val"] * 6 + ["test"] * 8
+    )
     assert samples.labels.dtype == np.int64 and samples.labels.tolist() == [0, 1] * 13
     val = samples.images.take(np.arange(12, 18))
     assert np.array_equal(val.reshape(content["val_images"].shape), content["val_images"])
@@ -45,13 +47,18 @@ def test_three_splits(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 
 def test_no_splits_flat_labels_and_groups(tmp_path: Path) -> None:
-    path = saved(tmp_path, images=RANDOM.integers(0, 9, (5, 4, 4)), labels=np.arange(5) % 2, groups=np.arange(5))
+    path = saved(
+        tmp_path, images=RANDOM.integers(0, 9, (5, 4, 4)), labels=np.arange(5) % 2, groups=np.arange(5)
+    )
     samples = read_npz(path)
     assert samples.splits is None and samples.groups is not None and samples.groups.tolist() == list("01234")
 
 
 def test_multilabel(tmp_path: Path) -> None:
-    labels = {f"{name}_labels": RANDOM.integers(0, 2, (n, 3)) for name, n in (("train", 12), ("val", 6), ("test", 8))}
+    labels = {
+        f"{name}_labels": RANDOM.integers(0, 2, (n, 3))
+        for name, n in (("train", 12), ("val", 6), ("test", 8))
+    }
     samples = read_npz(saved(tmp_path, **arrays(**labels)))
     assert samples.labels.shape == (26, 3) and samples.labels.dtype == np.uint8
 
@@ -59,7 +66,9 @@ def test_multilabel(tmp_path: Path) -> None:
 def test_floats_are_scaled_by_what_all_splits_hold(tmp_path: Path) -> None:
     content = arrays()
     unit = {key: value / 255 if key.endswith("images") else value for key, value in content.items()}
-    whole = {key: value.astype(np.float32) if key.endswith("images") else value for key, value in content.items()}
+    whole = {
+        key: value.astype(np.float32) if key.endswith("images") else value for key, value in content.items()
+    }
     for variant in (unit, whole):
         samples = read_npz(saved(tmp_path, **variant))
         assert np.array_equal(samples.images.take(np.arange(12))[..., 0], content["train_images"])

@@ -129,7 +129,11 @@ def test_the_published_table_is_whole() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("pathmist", "did you mean medmnist/pathmnist"), ("pathmnist_32", "did you mean medmnist/pathmnist_"), ("x", "sets: ")],
+    [
+        ("pathmist", "did you mean medmnist/pathmnist"),
+        ("pathmnist_32", "did you mean medmnist/pathmnist_"),
+        ("x", "sets: "),
+    ],
 )
 def test_unknown_medmnist_names(name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -144,7 +148,10 @@ def idx(path: Path, array: np.ndarray) -> None:
 def test_torchvision_mnist_from_files_put_there(own_home: Path) -> None:
     random = np.random.default_rng(0)
     raw = own_home / "torchvision" / "MNIST" / "raw"
-    images = {"train": random.integers(0, 256, (30, 28, 28), np.uint8), "t10k": random.integers(0, 256, (9, 28, 28), np.uint8)}
+    images = {
+        "train": random.integers(0, 256, (30, 28, 28), np.uint8),
+        "t10k": random.integers(0, 256, (9, 28, 28), np.uint8),
+    }
     for part, pixels in images.items():
         idx(raw / f"{part}-images-idx3-ubyte", pixels)
         idx(raw / f"{part}-labels-idx1-ubyte", np.arange(len(pixels), dtype=np.uint8) % 10)
@@ -172,7 +179,9 @@ def test_torchvision_folders_by_split_and_as_one_pool(own_home: Path) -> None:
     assert split.images.read(12).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "MNIST", "Flowers102", "PCAM", "Food101", "STL10", "SVHN", "DTD"])
+@pytest.mark.parametrize(
+    "name", ["CIFAR10", "MNIST", "Flowers102", "PCAM", "Food101", "STL10", "SVHN", "DTD"]
+)
 def test_torchvision_without_a_network_says_which_file_goes_where(
     name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

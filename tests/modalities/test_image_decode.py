@@ -37,7 +37,9 @@ def read(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.ppm", "a.PNG"])
 def test_lossless_formats_are_exact(tmp_path: Path, name: str) -> None:
     assert np.array_equal(read(saved(tmp_path, name, Image.fromarray(RGB))), RGB)
-    assert np.array_equal(read(saved(tmp_path, name, Image.fromarray(GREY)))[:, :, 0], GREY) or name == "a.ppm"
+    assert (
+        np.array_equal(read(saved(tmp_path, name, Image.fromarray(GREY)))[:, :, 0], GREY) or name == "a.ppm"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
@@ -74,14 +76,18 @@ def test_palette_cmyk_and_one_bit(tmp_path: Path) -> None:
     cmyk = Image.fromarray(RGB).convert("CMYK")
     assert np.array_equal(read(saved(tmp_path, "c.tif", cmyk)), np.asarray(cmyk.convert("RGB")))
     bits = GREY > 127
-    assert np.array_equal(read(saved(tmp_path, "b.png", Image.fromarray(bits)))[:, :, 0], bits * np.uint8(255))
+    assert np.array_equal(
+        read(saved(tmp_path, "b.png", Image.fromarray(bits)))[:, :, 0], bits * np.uint8(255)
+    )
 
 
 def test_deep_images_are_stretched_over_their_own_range(tmp_path: Path) -> None:
     deep = (np.arange(600).reshape(20, 30) * 5 + 1000).astype(np.uint16)  # 12 bits in a 16 bit container
     expected = np.rint((deep - 1000.0) / 2995 * 255).astype(np.uint8)
     assert np.array_equal(read(saved(tmp_path, "a.png", Image.fromarray(deep)))[:, :, 0], expected)
-    assert np.array_equal(read(saved(tmp_path, "a.tif", Image.fromarray(deep.astype(np.float32))))[:, :, 0], expected)
+    assert np.array_equal(
+        read(saved(tmp_path, "a.tif", Image.fromarray(deep.astype(np.float32))))[:, :, 0], expected
+    )
     assert (read(saved(tmp_path, "b.png", Image.fromarray(np.full((4, 4), 900, np.uint16)))) == 0).all()
 
 
@@ -131,7 +137,9 @@ def test_postscript_is_not_executed(tmp_path: Path) -> None:
         decode(tmp_path / "a.png", Dicom())
 
 
-def test_too_many_pixels_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path, "a.png", Image.fromarray(RGB))
     monkeypatch.setattr(image_pixels, "MAX_PIXELS", 599)
     with pytest.raises(CorruptImageError, match="30 x 20 pixels, more than the 599"):

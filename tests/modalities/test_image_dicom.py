@@ -29,7 +29,10 @@ def written(path: Path, values: np.ndarray, **elements: Any) -> Path:
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[path.name])
     dataset = pydicom.Dataset()
     dataset.file_meta = meta
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.SOPClassUID, dataset.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     dataset.Rows, dataset.Columns = values.shape[-2:] if not colour else values.shape[:2]
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
     if colour:
@@ -84,7 +87,13 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
 )
 def test_window_functions(tmp_path: Path, function: str, expected: list[int]) -> None:
     values = np.array([[0, 100, 150, 200]], np.uint8)
-    path = written(tmp_path / "a.dcm", values, WindowCenter=["100", "1"], WindowWidth=["200", "1"], VOILUTFunction=function)
+    path = written(
+        tmp_path / "a.dcm",
+        values,
+        WindowCenter=["100", "1"],
+        WindowWidth=["200", "1"],
+        VOILUTFunction=function,
+    )
     assert grey(path).tolist() == [expected]
 
 
@@ -97,7 +106,9 @@ def test_voi_lut(tmp_path: Path) -> None:
 
 
 def test_a_stated_frame(tmp_path: Path) -> None:
-    frames = np.stack([np.eye(4, dtype=np.uint8) * 255, np.ones((4, 4), np.uint8) * np.arange(4, dtype=np.uint8)])
+    frames = np.stack(
+        [np.eye(4, dtype=np.uint8) * 255, np.ones((4, 4), np.uint8) * np.arange(4, dtype=np.uint8)]
+    )
     path = written(tmp_path / "a.dcm", frames)
     assert np.array_equal(grey(path), np.eye(4) * 255)
     assert grey(path, frame=1)[0].tolist() == [0, 85, 170, 255]
@@ -114,7 +125,11 @@ def test_functional_groups_of_enhanced_objects(tmp_path: Path) -> None:
         return group
 
     frames = np.full((2, 2, 2), 100, np.uint8)
-    path = written(tmp_path / "a.dcm", frames, PerFrameFunctionalGroupsSequence=[window("100", "10"), window("200", "400")])
+    path = written(
+        tmp_path / "a.dcm",
+        frames,
+        PerFrameFunctionalGroupsSequence=[window("100", "10"), window("200", "400")],
+    )
     assert (grey(path) == 128).all() and (grey(path, frame=1) == 64).all()
 
 
@@ -132,7 +147,11 @@ def test_packaged_files_of_real_devices() -> None:
     assert np.mean(bone != ct) > 0
     for name in ("MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_jp2klossless.dcm"):
         assert np.array_equal(grey(PACKAGED / name), mr), name
-    for name, frame in (("SC_rgb_rle_2frame.dcm", 1), ("SC_rgb_rle_16bit.dcm", 0), ("SC_rgb_dcmtk_+eb+cy+np.dcm", 0)):
+    for name, frame in (
+        ("SC_rgb_rle_2frame.dcm", 1),
+        ("SC_rgb_rle_16bit.dcm", 0),
+        ("SC_rgb_dcmtk_+eb+cy+np.dcm", 0),
+    ):
         assert decode(PACKAGED / name, Dicom(frame=frame)).shape == (100, 100, 3)
 
 
@@ -159,7 +178,13 @@ def test_damage_is_corrupt_and_names_no_patient(tmp_path: Path) -> None:
         with pytest.raises(CorruptImageError, match=name) as caught:
             decode(tmp_path / name, Dicom())
         assert "CompressedSamples" not in str(caught.value)
-    written(tmp_path / "e.dcm", np.zeros((2, 2), np.uint8), PatientName="DOE^JANE", WindowCenter="3", WindowWidth="0")
+    written(
+        tmp_path / "e.dcm",
+        np.zeros((2, 2), np.uint8),
+        PatientName="DOE^JANE",
+        WindowCenter="3",
+        WindowWidth="0",
+    )
     with pytest.raises(CorruptImageError, match="window width of 0") as caught:
         decode(tmp_path / "e.dcm", Dicom())
     assert "DOE" not in str(caught.value)

@@ -70,7 +70,9 @@ def test_unknown_settings_are_refused(wrong: dict[str, object]) -> None:
         Preprocessing(**{"image_size": 8, "channels": 3, **wrong})
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)]
+)
 def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(DataError, match="an image must be uint8"):
         Preprocessing(8, 1).apply(image)

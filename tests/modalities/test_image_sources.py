@@ -30,7 +30,15 @@ def data(path: Path | str, **changes: Any) -> recipe.Data:
 
 
 def test_one_folder_of_class_folders_with_nesting_and_strays(tmp_path: Path) -> None:
-    tree(tmp_path, "dog/1.png", "dog/deep/er/2.png", "cat/3.JPG", ".hidden/x/4.png", "cat/.thumb.png", "cat/.old/5.png")
+    tree(
+        tmp_path,
+        "dog/1.png",
+        "dog/deep/er/2.png",
+        "cat/3.JPG",
+        ".hidden/x/4.png",
+        "cat/.thumb.png",
+        "cat/.old/5.png",
+    )
     (tmp_path / "dog" / "notes.txt").write_text("x")
     (tmp_path / "README.md").write_text("x")
     samples = read(data(tmp_path))
@@ -117,7 +125,11 @@ def test_csv_with_split_and_group(tmp_path: Path) -> None:
     )
     samples = read(data(path))
     assert samples.splits is not None and samples.groups is not None
-    assert samples.splits.tolist() == ["train", "val", "test"] and samples.groups.tolist() == ["p1", "p2", "p3"]
+    assert samples.splits.tolist() == ["train", "val", "test"] and samples.groups.tolist() == [
+        "p1",
+        "p2",
+        "p3",
+    ]
     assert samples.labels.tolist() == [1, 0, 0] and samples.class_names == ("a", "b")
 
 
@@ -130,7 +142,11 @@ def test_csv_with_other_columns_and_root(tmp_path: Path) -> None:
 
 def test_csv_multilabel_both_ways(tmp_path: Path) -> None:
     joined = read(data(manifest(tmp_path, "path,label\nimg/1.png,a|c\nimg/2.png,\nimg/3.png,b\n")))
-    assert joined.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]] and joined.class_names == ("a", "b", "c")
+    assert joined.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]] and joined.class_names == (
+        "a",
+        "b",
+        "c",
+    )
     path = manifest(tmp_path, "path,x,y\nimg/1.png,1,0\nimg/2.png,0,0\n")
     columns = read(data(path, manifest=recipe.Manifest(label=("x", "y"))))
     assert columns.labels.tolist() == [[1, 0], [0, 0]] and columns.class_names == ("x", "y")
@@ -147,7 +163,7 @@ def test_csv_multilabel_both_ways(tmp_path: Path) -> None:
         ("path,label\nimg/1.png,a\nimg/2.png,\n", "no label in row 3"),
         ("path,label,split\nimg/1.png,a,dev\n", "row 2: the split is 'dev'"),
         ("path,label\nimg/1.png,\n", "the label column 'label' is empty"),
-        ("path,label\nimg/1.png,\"a\n", "cannot be read as a CSV"),
+        ('path,label\nimg/1.png,"a\n', "cannot be read as a CSV"),
     ],
 )
 def test_csv_mistakes(tmp_path: Path, text: str, message: str) -> None:

@@ -37,7 +37,9 @@ def sklearn_ece(labels: np.ndarray, p: np.ndarray, w: np.ndarray) -> float:
     for k in range(15):
         inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
         if w[inside].sum():
-            gap = np.average(right[inside], weights=w[inside]) - np.average(confidence[inside], weights=w[inside])
+            gap = np.average(right[inside], weights=w[inside]) - np.average(
+                confidence[inside], weights=w[inside]
+            )
             total += abs(gap) * w[inside].sum() / w.sum()
     return total
 
@@ -46,19 +48,27 @@ def reference(name: str, y: np.ndarray, p: np.ndarray, w: np.ndarray) -> float:
     binary, several = p.shape[1] == 2, y[:, None] == np.arange(p.shape[1])
     decided = p.argmax(axis=1)
     return {
-        "auc": lambda: sk.roc_auc_score(y, p[:, 1], sample_weight=w)
-        if binary
-        else np.mean([sk.roc_auc_score(several[:, k], p[:, k], sample_weight=w) for k in range(p.shape[1])]),
+        "auc": lambda: (
+            sk.roc_auc_score(y, p[:, 1], sample_weight=w)
+            if binary
+            else np.mean(
+                [sk.roc_auc_score(several[:, k], p[:, k], sample_weight=w) for k in range(p.shape[1])]
+            )
+        ),
         "accuracy": lambda: sk.accuracy_score(y, decided, sample_weight=w),
         "balanced_accuracy": lambda: sk.balanced_accuracy_score(y, decided, sample_weight=w),
         "f1": lambda: sk.f1_score(y, decided, average="binary" if binary else "macro", sample_weight=w),
-        "average_precision": lambda: sk.average_precision_score(y, p[:, 1], sample_weight=w)
-        if binary
-        else sk.average_precision_score(several, p, average="macro", sample_weight=w),
+        "average_precision": lambda: (
+            sk.average_precision_score(y, p[:, 1], sample_weight=w)
+            if binary
+            else sk.average_precision_score(several, p, average="macro", sample_weight=w)
+        ),
         "ece": lambda: sklearn_ece(y, p, w),
-        "brier": lambda: sk.brier_score_loss(y, p[:, 1], sample_weight=w)
-        if binary
-        else np.average(((p - several) ** 2).sum(axis=1), weights=w),
+        "brier": lambda: (
+            sk.brier_score_loss(y, p[:, 1], sample_weight=w)
+            if binary
+            else np.average(((p - several) ** 2).sum(axis=1), weights=w)
+        ),
         "log_loss": lambda: sk.log_loss(y, p, sample_weight=w),
     }[name]()
 
@@ -98,7 +108,9 @@ def test_multilabel_agrees_with_scikit_learn() -> None:
     theirs = {
         "auc": sk.roc_auc_score(y, p, average="macro", sample_weight=w0),
         "accuracy": 1 - sk.hamming_loss(y, d, sample_weight=w0),
-        "balanced_accuracy": np.mean([sk.balanced_accuracy_score(y[:, k], d[:, k], sample_weight=w0) for k in columns]),
+        "balanced_accuracy": np.mean(
+            [sk.balanced_accuracy_score(y[:, k], d[:, k], sample_weight=w0) for k in columns]
+        ),
         "f1": sk.f1_score(y, d, average="macro", sample_weight=w0),
         "average_precision": sk.average_precision_score(y, p, average="macro", sample_weight=w0),
         "brier": np.mean([sk.brier_score_loss(y[:, k], p[:, k], sample_weight=w0) for k in columns]),

@@ -99,7 +99,9 @@ def test_divide_by_what_is_stated() -> None:
     labels = np.arange(100) % 2
     everything = np.repeat(["train", "val", "test"], [60, 20, 20])
     rows, origin = divide(labels, everything, None, (0.15, 0.15), 0)
-    assert [len(rows[n]) for n in ("train", "val", "test")] == [60, 20, 20] and set(origin.values()) == {"given"}
+    assert [len(rows[n]) for n in ("train", "val", "test")] == [60, 20, 20] and set(origin.values()) == {
+        "given"
+    }
 
     rows, origin = divide(labels, np.repeat(["train", "val"], [80, 20]), None, (0.15, 0.15), 0)
     assert np.array_equal(rows["test"], np.arange(80, 100)) and origin["test"] == "the given val"

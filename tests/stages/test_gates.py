@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from pipeline import RTX, Built, Ended
 from onnx import numpy_helper
+from pipeline import RTX, Built, Ended
 
 from tlexport.errors import GateError, RunError
 from tlexport.progress import Silent
@@ -76,7 +76,9 @@ def test_a_truncated_artifact_is_a_failed_verdict_not_a_crash(run_copy: Run) -> 
     """The manifest is made to agree with the damaged file, as if the compiler had written it."""
     from tlexport.run import digest
 
-    victim = next(v for v in run_copy.result("compile", CompileResult).variants if v.name == "cpu-onnxruntime-fp32")
+    victim = next(
+        v for v in run_copy.result("compile", CompileResult).variants if v.name == "cpu-onnxruntime-fp32"
+    )
     path = run_copy / victim.file
     path.write_bytes(path.read_bytes()[:1000])
     text = (run_copy / "manifest.json").read_text().replace(victim.sha256, digest(path))
@@ -86,7 +88,9 @@ def test_a_truncated_artifact_is_a_failed_verdict_not_a_crash(run_copy: Run) -> 
     assert any(variant.verdict == "pass" for variant in judged.values()) or len(judged) < 4
 
 
-def test_a_receipt_that_disagrees_fails_with_the_layers_named(run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receipt_that_disagrees_fails_with_the_layers_named(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FP32 is compiled where INT8 was expected: the real compiler's receipt must give it away."""
     from tlexport.graph import inspect
 
@@ -107,7 +111,9 @@ def test_a_receipt_that_disagrees_fails_with_the_layers_named(run_copy: Run, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_compile_exits_9_or_10_where_a_receipt_disagrees(run_copy: Run, tlx: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_exits_9_or_10_where_a_receipt_disagrees(
+    run_copy: Run, tlx: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tlexport.graph import inspect
 
     real = inspect.compute_dtypes
@@ -131,7 +137,9 @@ def test_size_and_flip_gates_hold(run_copy: Run, gate: str, tlx: Cli) -> None:
     told = tlx("verify", run_copy.path, gate, "--json")
     judged = [v for v in told.json["variants"] if v["metric"] is not None]
     wrong = [v for v in judged if gate.startswith("gates.max_size_mb") or v["flips"]]
-    assert wrong and all(v["verdict"] == "fail" and gate.split(".")[1].split("=")[0] in v["reason"] for v in wrong)
+    assert wrong and all(
+        v["verdict"] == "fail" and gate.split(".")[1].split("=")[0] in v["reason"] for v in wrong
+    )
     assert told.code == (10 if "size" in gate else 0)
 
 
@@ -153,7 +161,12 @@ def test_an_engine_that_cannot_run_here_has_no_latency(built: Built) -> None:
         if "sm89" in _runs():
             assert variant.p50_ms is not None
             continue
-        assert (variant.verdict, variant.p50_ms, variant.p99_ms, variant.speedup) == ("compiled, not run here", None, None, None)  # fmt: skip
+        assert (variant.verdict, variant.p50_ms, variant.p99_ms, variant.speedup) == (
+            "compiled, not run here",
+            None,
+            None,
+            None,
+        )
         assert variant.throughput is None and variant.count is None
         assert "onnxruntime" in variant.judged_by and variant.metric is not None and variant.receipt
 

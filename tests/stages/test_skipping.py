@@ -57,7 +57,12 @@ def test_skipped_when_unchanged_and_redone_when_asked_for_something_else(run_cop
 
 @pytest.mark.parametrize(
     ("stage", "relative"),
-    [("export", "graphs/fp32.onnx"), ("quantize", "graphs/fp16.onnx"), ("verify", "verify.json"), ("bench", "bench-samples.npz")],
+    [
+        ("export", "graphs/fp32.onnx"),
+        ("quantize", "graphs/fp16.onnx"),
+        ("verify", "verify.json"),
+        ("bench", "bench-samples.npz"),
+    ],
 )
 def test_a_missing_or_changed_output_is_made_again(run_copy: Run, stage: str, relative: str) -> None:
     path = run_copy / relative
@@ -83,8 +88,15 @@ def test_a_changed_input_runs_the_stage_again(run_copy: Run) -> None:
 def test_a_stage_before_its_turn_names_the_one_to_run(built: Built, tmp_path: Path, tlx: Cli) -> None:
     empty = Run.create(tmp_path / "run", Run(built.run).recipe)
     for stage in ("export", "quantize", "compile", "verify", "bench", "package"):
-        refused = tlx(stage, empty.path, "--out", tmp_path / "b", "--json") if stage == "package" else tlx(stage, empty.path, "--json")  # fmt: skip
-        assert refused.code == 6 and f"run: tlexport {'finetune' if stage == 'export' else ''}" in refused.json["error"]
+        refused = (
+            tlx(stage, empty.path, "--out", tmp_path / "b", "--json")
+            if stage == "package"
+            else tlx(stage, empty.path, "--json")
+        )
+        assert (
+            refused.code == 6
+            and f"run: tlexport {'finetune' if stage == 'export' else ''}" in refused.json["error"]
+        )
     with pytest.raises(RunError, match="no finished finetune stage"):
         empty.result("finetune", FinetuneResult)
 
@@ -96,7 +108,9 @@ def test_export_measures_parity_at_three_batches_on_real_images(built: Built) ->
     assert made.golden == 8 and made.opset == 20 and made.parameters > 100_000
 
 
-def test_export_refuses_a_graph_that_disagrees(built: Built, run_copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses_a_graph_that_disagrees(
+    built: Built, run_copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The graph is traced from a model whose last bias is off by a hundredth."""
     import torch
 

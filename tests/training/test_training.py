@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline import SMALL, Ended
 from PIL import Image
+from pipeline import SMALL, Ended
 
 import tlexport
 from tlexport.errors import RecipeError, RunError, TrainingError
@@ -54,16 +54,31 @@ def history(run: Run) -> list[dict]:
 VARIED = {
     "probe": ["transfer.strategy=probe"],
     "partial": ["transfer.strategy=partial", "transfer.stages=2"],
-    "full": ["transfer.ema=0.9", "transfer.augment.horizontal_flip=true", "transfer.augment.crop=0.6", "transfer.balance=sampler"],
-    "sgd": ["transfer.optimizer=sgd", "transfer.balance=weights", "transfer.label_smoothing=0.1", "backbone.dropout=0.3"],
-}  # fmt: skip
+    "full": [
+        "transfer.ema=0.9",
+        "transfer.augment.horizontal_flip=true",
+        "transfer.augment.crop=0.6",
+        "transfer.balance=sampler",
+    ],
+    "sgd": [
+        "transfer.optimizer=sgd",
+        "transfer.balance=weights",
+        "transfer.label_smoothing=0.1",
+        "backbone.dropout=0.3",
+    ],
+}
 
 
 @pytest.mark.parametrize("kind", VARIED)
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, kind: str) -> None:
-    first, second, other = (fit(tmp_path / n, *VARIED[kind], f"seed={s}") for n, s in (("a", 1), ("b", 1), ("c", 2)))
+    first, second, other = (
+        fit(tmp_path / n, *VARIED[kind], f"seed={s}") for n, s in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert weights(first) == weights(second)
-    assert (result(first).metrics, result(first).best_epoch) == (result(second).metrics, result(second).best_epoch)
+    assert (result(first).metrics, result(first).best_epoch) == (
+        result(second).metrics,
+        result(second).best_epoch,
+    )
     assert weights(other) != weights(first)
 
 
@@ -142,7 +157,16 @@ def images(root: Path, classes: int = 3, per_class: int = 10, size: int = 40) ->
 
 def test_unchanged_is_skipped_and_said_and_changed_data_trains_again(tmp_path: Path, tlx: Cli) -> None:
     folder = images(tmp_path / "data")
-    arguments = ["finetune", "insects", *SMALL, f"data.path={folder}", "transfer.epochs=1", "--out", tmp_path / "run", "--json"]  # fmt: skip
+    arguments = [
+        "finetune",
+        "insects",
+        *SMALL,
+        f"data.path={folder}",
+        "transfer.epochs=1",
+        "--out",
+        tmp_path / "run",
+        "--json",
+    ]
     first = tlx(*arguments)
     assert first.code == 0 and "skipped" not in first.err, first.err
     before = weights(Run(tmp_path / "run"))
@@ -201,12 +225,21 @@ def test_each_strategy_trains_what_it_says(tmp_path: Path) -> None:
         parameter_groups(model, Transfer.model_validate(changes))
         return sum(p.requires_grad for p in model.backbone.parameters())
 
-    counts = [trained(strategy="probe"), trained(strategy="partial"), trained(strategy="partial", stages=2), trained(strategy="full")]  # fmt: skip
+    counts = [
+        trained(strategy="probe"),
+        trained(strategy="partial"),
+        trained(strategy="partial", stages=2),
+        trained(strategy="full"),
+    ]
     assert counts[0] == 0 and counts[3] == total and sorted(set(counts)) == counts
     train_mode(model)
     parameter_groups(model, Transfer(strategy="partial"))
     train_mode(model)
-    frozen = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d) and not m.weight.requires_grad]
+    frozen = [
+        m
+        for m in model.backbone.modules()
+        if isinstance(m, torch.nn.BatchNorm2d) and not m.weight.requires_grad
+    ]
     assert frozen and not any(module.training for module in frozen)
     groups = parameter_groups(model, Transfer(strategy="full", layer_decay=0.5))
     rates = list(dict.fromkeys(group["lr"] for group in groups))
@@ -251,7 +284,13 @@ def problem(classes: int = 3, n: int = 60) -> tuple[loop.Problem, torch.Tensor]:
 
 def looped(made: loop.Problem, folder: Path, **transfer: object) -> loop.Fitted:
     return loop.fit(
-        made, Transfer.model_validate({"lr": 0.1, **transfer}), metric="accuracy", seed=0, identity="x", folder=folder, progress=Silent()
+        made,
+        Transfer.model_validate({"lr": 0.1, **transfer}),
+        metric="accuracy",
+        seed=0,
+        identity="x",
+        folder=folder,
+        progress=Silent(),
     )
 
 
@@ -261,7 +300,12 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     made = loop.Problem(**{**made.__dict__, "validate": lambda net: {"accuracy": next(scores)}})
     kept: list[torch.Tensor] = []
     judged = made.validate
-    made = loop.Problem(**{**made.__dict__, "validate": lambda net: (kept.append(net.weight.detach().clone()), judged(net))[1]})
+    made = loop.Problem(
+        **{
+            **made.__dict__,
+            "validate": lambda net: (kept.append(net.weight.detach().clone()), judged(net))[1],
+        }
+    )
     fitted = looped(made, tmp_path, epochs=5, patience=2)
     assert len(fitted.history) == 4 and fitted.best_epoch == 2
     assert torch.equal(fitted.weights["weight"], kept[1]) and not torch.equal(kept[1], kept[3])
@@ -286,7 +330,9 @@ def test_the_average_is_what_is_judged_and_kept(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_is_a_training_error(tmp_path: Path, poison: float) -> None:
     made, points = problem()
     points[7] = poison
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 1; lower transfer\.lr \(now 0\.1\)"):
+    with pytest.raises(
+        TrainingError, match=r"the loss became (nan|inf) in epoch 1; lower transfer\.lr \(now 0\.1\)"
+    ):
         looped(made, tmp_path, epochs=2)
     assert not (tmp_path / "state.safetensors").exists()
 
@@ -294,7 +340,9 @@ def test_a_loss_that_is_no_number_is_a_training_error(tmp_path: Path, poison: fl
 def test_an_undefined_metric_is_a_training_error(tmp_path: Path) -> None:
     made, _ = problem()
     made = loop.Problem(**{**made.__dict__, "validate": lambda net: {"auc": 0.5}})
-    with pytest.raises(TrainingError, match=r"'accuracy' is undefined on the validation split \(defined: auc\)"):
+    with pytest.raises(
+        TrainingError, match=r"'accuracy' is undefined on the validation split \(defined: auc\)"
+    ):
         looped(made, tmp_path, epochs=1)
 
 
@@ -321,7 +369,11 @@ def test_the_sampler_draws_classes_evenly_and_epochs_differ() -> None:
 def test_the_rate_rises_and_falls_as_stated() -> None:
     rates = [loop._rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 11) and rates[10] == 1.0 and max(rates) == 1.0
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.001
+    assert (
+        rates[:10] == sorted(rates[:10])
+        and rates[10:] == sorted(rates[10:], reverse=True)
+        and rates[-1] < 0.001
+    )
 
 
 def test_augmentation_changes_each_image_by_itself() -> None:

@@ -122,15 +122,23 @@ def _classes(samples: Samples, data: recipe.Data, task: str) -> tuple[NDArray[An
             )
         labels = labels.argmax(axis=1).astype(np.int64)
     seen = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    if seen > max(len(labels), len(data.class_names or samples.class_names or ())) and labels.ndim == 1:
+        raise DataError(
+            f"{data.path} has labels up to {seen - 1} in {len(labels)} samples; classes count from 0"
+        )
     names = data.class_names or samples.class_names or tuple(str(index) for index in range(seen))
     if len(names) < seen:
-        raise DataError(f"{data.path} has labels up to {seen - 1}, so data.class_names needs {seen}, not {len(names)}")
+        raise DataError(
+            f"{data.path} has labels up to {seen - 1}, so data.class_names needs {seen}, not {len(names)}"
+        )
     if len(set(names)) < len(names):
         raise DataError(f"class names must differ, got {few(names)}")
     if len(names) < 2 and labels.ndim == 1:
         raise DataError(f"{data.path} has one class only ({names[0]}); a classifier needs at least two")
     if task == "binary" and len(names) != 2:
-        raise DataError(f"task=binary, but {data.path} has {len(names)} classes ({few(names)}); use task=multiclass")
+        raise DataError(
+            f"task=binary, but {data.path} has {len(names)} classes ({few(names)}); use task=multiclass"
+        )
     if task == "auto":
         task = "multilabel" if labels.ndim == 2 else "binary" if len(names) == 2 else "multiclass"
     return labels, names, task
@@ -168,9 +176,7 @@ def _check_classes(
         raise DataError(f"there is no sample of {few(absent)} to train on; remove the class or add samples")
 
 
-def _preprocessing(
-    samples: Samples, rows: dict[str, NDArray[np.int64]], data: recipe.Data
-) -> Preprocessing:
+def _preprocessing(samples: Samples, rows: dict[str, NDArray[np.int64]], data: recipe.Data) -> Preprocessing:
     channels: int | None = data.channels
     if channels is None:
         images = samples.images

@@ -82,18 +82,24 @@ def integer_labels(labels: NDArray[Any], what: str) -> NDArray[Any]:
     """Classes as int64 [n], or 0/1 as uint8 [n, K]. Raises DataError for anything else; `what` names the array."""
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf":
-        raise DataError(f"{what} is {labels.dtype} {list(labels.shape)}; expected integers [n], [n, 1] or [n, K]")
+        raise DataError(
+            f"{what} is {labels.dtype} {list(labels.shape)}; expected integers [n], [n, 1] or [n, K]"
+        )
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise DataError(f"{what} holds NaN or infinity in {int((~np.isfinite(labels)).sum())} places")
         if (labels != np.rint(labels)).any():
             raise DataError(f"{what} holds fractions, for instance {labels[labels != np.rint(labels)][0]:g}")
     if labels.size and labels.min() < 0:
-        raise DataError(f"{what} holds negative values, for instance {int(labels.min())}; classes count from 0")
+        raise DataError(
+            f"{what} holds negative values, for instance {int(labels.min())}; classes count from 0"
+        )
     if labels.ndim == 1:
         return labels.astype(np.int64)
     if labels.size and labels.max() > 1:
-        raise DataError(f"{what} has {labels.shape[1]} columns and so must be 0 or 1, but holds {int(labels.max())}")
+        raise DataError(
+            f"{what} has {labels.shape[1]} columns and so must be 0 or 1, but holds {int(labels.max())}"
+        )
     return labels.astype(np.uint8)
 
 
@@ -103,7 +109,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path} is damaged, incomplete or no .npz: {error}; make or copy it again") from error
+        raise DataError(
+            f"{path} is damaged, incomplete or no .npz: {error}; make or copy it again"
+        ) from error
 
 
 def _headers(path: Path, archive: zipfile.ZipFile) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -167,7 +175,9 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
             array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
             stream.read(1)  # reaching the end makes zipfile compare the checksum
         except ValueError as error:
-            raise DataError(f"{path}: {name} cannot be read ({error}); make or copy the file again") from error
+            raise DataError(
+                f"{path}: {name} cannot be read ({error}); make or copy the file again"
+            ) from error
     return array
 
 
@@ -185,12 +195,16 @@ def _pixels(path: Path, arrays: dict[str, NDArray[Any]]) -> tuple[Pixels, ...]:
             raise DataError(f"{path}: {key} has NaN or infinity in {_bad_images(array)} images")
     shapes = {array.shape[1:] for array in parts.values()}
     if len(shapes) > 1:
-        raise DataError(f"{path}: the splits differ in image shape: {few([str(list(s)) for s in sorted(shapes)])}")
+        raise DataError(
+            f"{path}: the splits differ in image shape: {few([str(list(s)) for s in sorted(shapes)])}"
+        )
     if all(array.dtype == np.uint8 for array in parts.values()):
         return tuple(parts.values())
     low, high = min(a.min() for a in parts.values()), max(a.max() for a in parts.values())
     if low < 0 or high > 255:
-        raise DataError(f"{path}: pixels reach from {low:g} to {high:g}; expected 0 to 255, or floats from 0 to 1")
+        raise DataError(
+            f"{path}: pixels reach from {low:g} to {high:g}; expected 0 to 255, or floats from 0 to 1"
+        )
     unit = high <= 1 and all(array.dtype.kind == "f" for array in parts.values())
     return tuple(np.rint(array * (255 if unit else 1)).astype(np.uint8) for array in parts.values())
 

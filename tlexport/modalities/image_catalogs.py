@@ -55,7 +55,9 @@ def read_medmnist(name: str) -> Samples:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean medmnist/{near[0]}?" if near else ""
-        raise DataError(f"no set medmnist/{name}{hint} (sets: {', '.join(SETS)}; each also with _64, _128, _224)")
+        raise DataError(
+            f"no set medmnist/{name}{hint} (sets: {', '.join(SETS)}; each also with _64, _128, _224)"
+        )
     path = home() / "medmnist" / f"{name}.npz"
     download(MEDMNIST_URL.format(name=name), path, SETS[base].md5[SIZES.index(int(size or 28))])
     samples = read_npz(path)
@@ -75,7 +77,9 @@ def download(url: str, target: Path, md5: str, limit: int = MAX_BYTES) -> None:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response, partial.open("wb") as out:
                 found = _copy(response, out, target.name, limit)
             if found != md5:
-                raise DataError(f"{url} arrived with MD5 {found}, and {md5} was expected: damaged or altered; try again")
+                raise DataError(
+                    f"{url} arrived with MD5 {found}, and {md5} was expected: damaged or altered; try again"
+                )
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
@@ -143,7 +147,9 @@ def _parts(kind: Any, name: str) -> dict[str, Any]:
         choices = {split: [{"split": value} for value in names] for split, names in _SPLIT_NAMES.items()}
     parts = {}
     for split, arguments in choices.items():
-        made = (part for chosen in arguments if (part := _construct(kind, name, parameters, chosen)) is not None)
+        made = (
+            part for chosen in arguments if (part := _construct(kind, name, parameters, chosen)) is not None
+        )
         part = next(made, None)
         if part is not None:
             parts[split] = part
@@ -204,7 +210,9 @@ def _labels(part: Any, name: str) -> NDArray[Any]:
             if labels.dtype.kind in "iu" and np.array_equal(labels[0], first):
                 return labels
     if first.dtype.kind not in "biu" or first.ndim > 1:
-        raise DataError(f"torchvision/{name} is no classification set: a label of it is {type(part[0][1]).__name__}")
+        raise DataError(
+            f"torchvision/{name} is no classification set: a label of it is {type(part[0][1]).__name__}"
+        )
     return np.stack([np.asarray(part[index][1]) for index in range(len(part))])
 
 

@@ -67,8 +67,14 @@ class Preprocessing:
         """One image as uint8 [S, S, C]; applying it twice is applying it once."""
         from PIL import Image
 
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-            raise DataError(f"an image must be uint8 [H, W], [H, W, 1] or [H, W, 3], got {image.dtype} {list(image.shape)}")
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] not in (1, 3))
+        ):
+            raise DataError(
+                f"an image must be uint8 [H, W], [H, W, 1] or [H, W, 3], got {image.dtype} {list(image.shape)}"
+            )
         picture = Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
         if self.channels == 1 and picture.mode == "RGB":
             picture = picture.convert("L")
@@ -91,7 +97,8 @@ class Preprocessing:
         fitted = (_scaled(width, size, longer), _scaled(height, size, longer))
         canvas = Image.new(picture.mode, (size, size))
         canvas.paste(
-            picture.resize(fitted, Image.Resampling.BILINEAR), ((size - fitted[0]) // 2, (size - fitted[1]) // 2)
+            picture.resize(fitted, Image.Resampling.BILINEAR),
+            ((size - fitted[0]) // 2, (size - fitted[1]) // 2),
         )
         return canvas
 

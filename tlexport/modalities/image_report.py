@@ -55,7 +55,9 @@ class DataReport(BaseModel):
 def class_counts(labels: NDArray[Any], class_names: tuple[str, ...]) -> dict[str, int]:
     """Class -> samples; for multilabel label -> positives."""
     multilabel = labels.ndim == 2
-    counts = labels.astype(np.int64).sum(axis=0) if multilabel else np.bincount(labels, minlength=len(class_names))
+    counts = (
+        labels.astype(np.int64).sum(axis=0) if multilabel else np.bincount(labels, minlength=len(class_names))
+    )
     return {name: int(count) for name, count in zip(class_names, counts, strict=False)}
 
 

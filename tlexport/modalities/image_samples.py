@@ -77,7 +77,9 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
-def class_order(found: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[dict[str, int], tuple[str, ...]]:
+def class_order(
+    found: Sequence[str], wanted: tuple[str, ...] | None
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """The index of each class name found, and the names to show in that order.
 
     Without `wanted` names are sorted, as numbers if they all are. `wanted` either names what was found, and so

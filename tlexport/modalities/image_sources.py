@@ -59,7 +59,9 @@ def read(data: recipe.Data) -> Samples:
 def _missing(path: Path) -> str:
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     wanted = path.relative_to(folder).parts[0] if path != folder else path.name
-    near = difflib.get_close_matches(wanted, sorted(entry.name for entry in folder.iterdir()), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(
+        wanted, sorted(entry.name for entry in folder.iterdir()), n=1, cutoff=0.5
+    )
     hint = f"; did you mean {folder / near[0]}?" if near else ""
     return f"data.path {path} does not exist{hint} ({LAYOUTS})"
 
@@ -70,7 +72,9 @@ def _read_folder(root: Path, data: recipe.Data) -> Samples:
     if "train" in stated.values():
         strangers = [name for name in folders if name not in stated]
         if strangers:
-            raise DataError(f"{root} has train/ beside folders that are no splits: {few(strangers)}; {LAYOUTS}")
+            raise DataError(
+                f"{root} has train/ beside folders that are no splits: {few(strangers)}; {LAYOUTS}"
+            )
         if len(set(stated.values())) < len(stated):
             raise DataError(f"{root} has two folders for one split: {', '.join(stated)}; keep one of them")
         parts = {split: root / name for name, split in stated.items()}
@@ -190,7 +194,9 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise DataError(f"{path} cannot be read as a CSV in UTF-8: {error}") from error
     ragged = [n for n, row in enumerate(rows, 2) if None in row or None in row.values()]
     if ragged:
-        raise DataError(f"{path} has rows with more or fewer cells than the header: row {few(list(map(str, ragged)))}")
+        raise DataError(
+            f"{path} has rows with more or fewer cells than the header: row {few(list(map(str, ragged)))}"
+        )
     if not rows:
         raise DataError(f"{path} has no rows below its header")
     return header, [{key: value.strip() for key, value in row.items()} for row in rows]
@@ -218,7 +224,9 @@ def _csv_labels(
     if len(columns) > 1:
         wrong = [n for n, row in enumerate(rows, 2) if any(row[name] not in ("0", "1") for name in columns)]
         if wrong:
-            raise DataError(f"{path}: label columns must hold 0 or 1; row {few(list(map(str, wrong)))} does not")
+            raise DataError(
+                f"{path}: label columns must hold 0 or 1; row {few(list(map(str, wrong)))} does not"
+            )
         names = data.class_names or columns
         return np.array([[int(row[name]) for name in columns] for row in rows], np.uint8), names
     cells = [[part.strip() for part in row[columns[0]].split("|") if part.strip()] for row in rows]

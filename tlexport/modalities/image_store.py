@@ -68,7 +68,9 @@ def store(
             _write(partial, key, _decoded(files, rows, preprocessing, progress), preprocessing, len(rows))
         found = _reuse(folder, key, len(rows))
         if found is None:
-            raise StorageError(f"{folder} does not read back as it was written; the disk or its driver is at fault")
+            raise StorageError(
+                f"{folder} does not read back as it was written; the disk or its driver is at fault"
+            )
     return found
 
 
@@ -108,7 +110,11 @@ def _reuse(folder: Path, key: str, count: int) -> Stored | None:
 
 
 def _write(
-    folder: Path, key: str, decoded: Iterator[Pixels | CorruptImageError], preprocessing: Preprocessing, count: int
+    folder: Path,
+    key: str,
+    decoded: Iterator[Pixels | CorruptImageError],
+    preprocessing: Preprocessing,
+    count: int,
 ) -> None:
     """Plain writes, because a full disk under a memory map would kill the process without a word."""
     folder.mkdir()

@@ -129,9 +129,7 @@ METRICS: dict[str, Metric] = {
 HIGHER_IS_BETTER: dict[str, bool] = {name: name not in ("ece", "brier", "log_loss") for name in METRICS}
 
 
-def evaluate(
-    labels: Array, probabilities: Array, names: Iterable[str] | None = None
-) -> dict[str, float]:
+def evaluate(labels: Array, probabilities: Array, names: Iterable[str] | None = None) -> dict[str, float]:
     """Each metric on the samples as they are. One that is undefined (AUC of a single class) is left out."""
     once = np.ones((1, len(labels)))
     values = {name: float(METRICS[name](labels, probabilities)(once)[0]) for name in names or METRICS}
@@ -152,9 +150,7 @@ def _task(labels: Array, probabilities: Array) -> str:
     return "binary" if probabilities.shape[1] == 2 else "multiclass"
 
 
-def _checked(
-    labels: Array, probabilities: Array
-) -> tuple[Array, Floats]:
+def _checked(labels: Array, probabilities: Array) -> tuple[Array, Floats]:
     """Both as arrays that fit together. Raises DataError if they do not, or a probability is NaN."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     fits = probabilities.ndim == 2 and len(labels) == len(probabilities) and len(labels) > 0
@@ -168,9 +164,7 @@ def _checked(
     return labels, probabilities
 
 
-def _indicators(
-    labels: Array, probabilities: Array
-) -> tuple[Flags, Flags]:
+def _indicators(labels: Array, probabilities: Array) -> tuple[Flags, Flags]:
     """Truth and decision as one column a class or label, each bool [n, K]."""
     labels, probabilities = _checked(labels, probabilities)
     decided = decisions(probabilities, _task(labels, probabilities))
@@ -180,9 +174,7 @@ def _indicators(
     return labels[:, None] == classes, decided[:, None] == classes
 
 
-def _one_vs_rest(
-    labels: Array, probabilities: Array
-) -> tuple[Flags, Floats]:
+def _one_vs_rest(labels: Array, probabilities: Array) -> tuple[Flags, Floats]:
     """Truth bool [n, C] and scores [n, C]; C is 1 for binary (class 1), else K."""
     truth, _ = _indicators(labels, probabilities)
     scores = np.asarray(probabilities, np.float64)

@@ -77,7 +77,9 @@ def divide(
     if groups is not None:
         check_groups({name: groups[rows] for name, rows in parts.items()})
     if parts and "train" not in parts:
-        raise DataError(f"the data states {' and '.join(parts)} but no train; add it, or draw new splits with data.resplit=true")
+        raise DataError(
+            f"the data states {' and '.join(parts)} but no train; add it, or draw new splits with data.resplit=true"
+        )
     drawn = f"stratified{' by group' if groups is not None else ''}, seed {seed}"
     if len(parts) < 2:
         rows = stratified(labels, fractions, seed, groups)

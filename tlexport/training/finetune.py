@@ -79,9 +79,7 @@ def _network(
     def inputs(indices: torch.Tensor) -> torch.Tensor:
         stored = data.train.images[indices.numpy()]
         # A random crop is taken from the stored image and resizes by itself; anything else starts from the prepared one.
-        batch = torch.from_numpy(
-            np.moveaxis(stored, -1, 1).copy() if crops else data.preprocessing.batch(stored)
-        )
+        batch = _tensor(np.moveaxis(stored, -1, 1) if crops else data.preprocessing.batch(stored))
         batch = augment(batch) if augment else batch
         return batch.to(device, non_blocking=True).float().contiguous(memory_format=layout)
 
@@ -200,11 +198,16 @@ def _forward(
     parts = []
     with torch.inference_mode():
         for start in range(0, len(split), PREDICTION_BATCH):
-            batch = torch.from_numpy(data.preprocessing.batch(split.images[start : start + PREDICTION_BATCH]))
+            batch = _tensor(data.preprocessing.batch(split.images[start : start + PREDICTION_BATCH]))
             parts.append(function(batch.to(device).float().contiguous(memory_format=layout)).float().cpu())
             if step is not None:
                 step(min(start + PREDICTION_BATCH, len(split)), len(split))
     return torch.cat(parts)
+
+
+def _tensor(images: np.ndarray) -> torch.Tensor:
+    """The same memory where it may be written to; a copy of images that a read-only file holds."""
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def _labels(split: Split, data: ImageData) -> torch.Tensor:
