@@ -117,7 +117,10 @@ def test_a_second_process_is_refused_while_the_first_holds_the_lock(run: Run) ->
 
 
 def test_a_lock_dies_with_its_process(run: Run) -> None:
-    code = f"import time\nfrom tlexport.run import Run\nwith Run({str(run.path)!r}).lock():\n    print('held', flush=True); time.sleep(60)\n"
+    code = (
+        f"import time\nfrom tlexport.run import Run\nwith Run({str(run.path)!r}).lock():\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "held\n"
     child.kill()
