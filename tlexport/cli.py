@@ -482,13 +482,11 @@ def main() -> NoReturn:
     """Run the command line; every error becomes one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] or ["--help"]
-    Output.as_json = (
-        "--json" in arguments
-    )  # a mistake in the arguments is found before the flag's callback runs
+    # A mistake in the arguments is found before the flag's callback runs.
+    Output.as_json = "--json" in arguments
     try:
-        code = app(
-            arguments, standalone_mode=False
-        )  # typer hands back the code of an Exit, it does not raise it
+        # Typer hands back the code of an Exit, it does not raise it.
+        code = app(arguments, standalone_mode=False)
     except TlexportError as error:
         _fail(str(error), type(error).__name__, error.exit_code)
     except _Terminated:

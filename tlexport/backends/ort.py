@@ -102,9 +102,8 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     settings.log_severity_level = 3
-    settings.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # an idle session must not hold cores
+    # An idle session must not hold cores that another one is timed on.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     for name, value in options.items():
         setattr(settings, name, value)
     if device != "cpu" and (problem := _cuda_problem()[1]):
