@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from pipeline import SMALL, Built, Ended
 
+import tlexport
 from tlexport.cli import app, recipes_app
 from tlexport.errors import TlexportError
 from tlexport.recipe import shipped
@@ -318,3 +319,8 @@ def test_python_m_and_the_function_are_the_same_program() -> None:
         [sys.executable, "-m", "tlexport", "build", "gone"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 6 and done.stdout == "" and done.stderr.startswith("error: gone is not a run")
+
+
+def test_version(tlx: Cli) -> None:
+    told = tlx("--version")
+    assert told.code == 0 and told.out.split() == ["tlexport", tlexport.__version__]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tlexport.errors import GateError, TlexportError
+from tlexport import __version__
+from tlexport.errors import CompileError, GateError, TlexportError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -104,6 +105,21 @@ MaxDrop = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"tlexport {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example: tlexport finetune chest-xray data.path=pneumoniamnist.npz --out runs/cxr")
@@ -270,7 +286,7 @@ def compile_(
         result,
         _pairs({v.name: f"{v.file or v.verdict}  {v.receipt or ''}  {v.reason}" for v in result.variants}),
     )
-    _gate({v.name: v.reason for v in result.variants if v.verdict == "fail"})
+    _gate({v.name: v.reason for v in result.variants if v.verdict == "fail"}, CompileError.exit_code)
 
 
 @app.command(epilog="Example: tlexport verify runs/cxr --max-drop 0.005")
@@ -299,7 +315,7 @@ def verify(
         verdict="reference",
     )
     _show(result, _variants(reference, result.variants, recipe.metric, {}))
-    _gate(package.failures(result.variants, list({v.target for v in result.variants})))
+    _gate(package.failures(result.variants, [v.target for v in result.variants]))
 
 
 @app.command(epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2")
@@ -318,13 +334,12 @@ def bench(
         _variants(result.reference, result.variants, recipe.metric, {}),
         f"{result.threads} threads; raw samples: {result.raw}",
     )
-    _gate(package.failures(result.variants, list({v.target for v in result.variants})))
+    _gate(package.failures(result.variants, [v.target for v in result.variants]))
 
 
 @app.command(epilog="Example: tlexport package runs/cxr --out bundles/cxr")
 def package(
     run: RunPath,
-    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -336,7 +351,7 @@ def package(
     debug: Debug = False,
 ) -> None:
     """Write the bundle: the chosen variant of each target with its evidence. Refused without a passing verdict."""
-    opened, recipe = _open(run, overrides)
+    opened, recipe = _open(run, None)
     from tlexport.stages import package as stage
 
     with opened.lock():
@@ -533,11 +548,11 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _gate(failed: dict[str, str]) -> None:
-    """Exit with the gate's code after the result has been shown."""
+def _gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:
+    """Exit with `code`, after the result has been shown, if anything failed."""
     if failed:
         sys.stderr.write("error: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "\n")
-        raise typer.Exit(GateError.exit_code)
+        raise typer.Exit(code)
 
 
 def _open(

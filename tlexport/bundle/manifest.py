@@ -52,6 +52,7 @@ class Manifest(BaseModel):
     batch: Profile
     metric: str
     reference: float | None
+    gates: dict[str, Any]
     targets: dict[str, Entry]
     provenance: dict[str, Any]
     files: dict[str, File] = Field(default_factory=dict)

@@ -10,7 +10,7 @@ from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import load_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BenchResult, PackageResult, Variant
+from tlexport.results import BenchResult, PackageResult, Variant, VerifyResult
 from tlexport.run import Run, digest, read_json, storage_errors
 
 EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
@@ -104,6 +104,7 @@ def _write(
         batch=recipe.export.batch,
         metric=recipe.metric,
         reference=measured.reference.metric,
+        gates=run.result("verify", VerifyResult).gates,
         targets=entries,
         provenance={
             "stages": {name: record["versions"] for name, record in run.manifest["stages"].items()},
