@@ -34,6 +34,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python bench/readme.py --check
 
 clean:
 	rm -rf .venv .venv-core .mypy_cache .ruff_cache .pytest_cache
