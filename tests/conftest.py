@@ -16,6 +16,9 @@ from pipeline import RTX, SMALL, Built, Ended
 if TYPE_CHECKING:
     from tlexport.run import Run
 
+# A job that a shell starts in the background has SIGINT ignored and hands that down; the tests interrupt for real.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(os.environ.get("TLEXPORT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
