@@ -82,7 +82,9 @@ def test_a_truncated_artifact_is_a_failed_verdict_not_a_crash(run_copy: Run) -> 
     path = run_copy / victim.file
     path.write_bytes(path.read_bytes()[:1000])
     text = (run_copy / "manifest.json").read_text().replace(victim.sha256, digest(path))
-    (run_copy / "manifest.json").write_text(text)
+    document = json.loads(text)
+    del document["stages"]["verify"]
+    (run_copy / "manifest.json").write_text(json.dumps(document))
     judged = by_name(verify.run(run_copy, run_copy.recipe, Silent()).variants)
     assert judged[victim.name].verdict == "fail" and judged[victim.name].reason
     assert any(variant.verdict == "pass" for variant in judged.values()) or len(judged) < 4

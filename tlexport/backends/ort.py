@@ -58,10 +58,11 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     if target not in availability().builds:
         raise CompileError(f"ONNX Runtime can vouch for {target} only on a machine that runs it")
     device = "cpu" if target == "cpu" else "cuda"
-    layers = _executed(graph, device, profile, expected)
-    source = f"ONNX Runtime profile ({device})"
+    # Copied first: a full disk is then reported as one, and not as what ONNX Runtime makes of it.
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
+        layers = _executed(graph, device, profile, expected)
+    source = f"ONNX Runtime profile ({device})"
     return Artifact(out, receipt.make(source, expected, layers))
 
 
