@@ -82,7 +82,7 @@ CASES = {
     "cifar10-resnet50": Case(
         "cifar10-resnet50",
         "cifar10_subset/cifar10_subset.npz",
-        change={"backbone.weights": "none", "transfer.layer_decay": 1.0},
+        change={"backbone.weights": "none", "transfer.layer_decay": 1.0, "transfer.epochs": 2},
     ),
 }
 
