@@ -183,6 +183,12 @@ def test_weights_that_are_a_malicious_pickle_are_refused_unrun(tlx: Cli, tmp_pat
     assert not mark.exists()
 
 
+def tuned_with(tlx: Cli, weights: Path, out: Path) -> Ended:
+    """A small fine-tuning that starts from this file."""
+    given = f"backbone.weights={weights}"
+    return tlx("finetune", "digits-quickstart", *NO_WEIGHTS, "data.limit=20", given, "--out", out, "--json")
+
+
 def test_weights_with_nan_are_refused(tlx: Cli, tmp_path: Path) -> None:
     from safetensors.torch import save_file
     from timm import create_model
@@ -191,16 +197,7 @@ def test_weights_with_nan_are_refused(tlx: Cli, tmp_path: Path) -> None:
     name = next(n for n, t in state.items() if t.ndim == 4)
     state[name].view(-1)[0] = float("nan")
     save_file(state, tmp_path / "w.safetensors")
-    ended = tlx(
-        "finetune",
-        "digits-quickstart",
-        *NO_WEIGHTS,
-        "data.limit=20",
-        f"backbone.weights={tmp_path / 'w.safetensors'}",
-        "--out",
-        tmp_path / "r",
-        "--json",
-    )
+    ended = tuned_with(tlx, tmp_path / "w.safetensors", tmp_path / "r")
     assert ended.code == 4 and name in ended.json["error"] and "NaN" in ended.json["error"], ended.err
 
 
@@ -208,16 +205,7 @@ def test_weights_of_another_network_are_refused_with_the_counts(tlx: Cli, tmp_pa
     from safetensors.torch import save_file
 
     save_file({"a.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
-    ended = tlx(
-        "finetune",
-        "digits-quickstart",
-        *NO_WEIGHTS,
-        "data.limit=20",
-        f"backbone.weights={tmp_path / 'w.safetensors'}",
-        "--out",
-        tmp_path / "r",
-        "--json",
-    )
+    ended = tuned_with(tlx, tmp_path / "w.safetensors", tmp_path / "r")
     assert ended.code == 4 and "0 of " in ended.json["error"] and "a.weight" in ended.json["error"], ended.err
 
 

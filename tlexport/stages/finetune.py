@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tlexport.modalities import MODALITIES, metrics
 from tlexport.modalities.image import ImageData, Split
@@ -34,11 +35,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
     model, spec, loaded = _model(recipe, data)
     progress.say(f"weights: {loaded.matched} of {loaded.total} tensors matched from {loaded.source}")
     fitted = finetune(model, data, recipe, folder=run / "training", cache=run / "cache", progress=progress)
-    device = device_of(recipe.transfer)
     with progress.bar("test") as step:
-        outputs = probabilities(
-            model, data.test, data, device_of(recipe.transfer.model_copy(update={"device": "cpu"})), step
-        )
+        outputs = probabilities(model, data.test, data, torch.device("cpu"), step)
     result = FinetuneResult(
         run=str(run.path),
         strategy=recipe.transfer.strategy,
@@ -54,7 +52,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         best_epoch=fitted.best_epoch,
         seconds=round(time.monotonic() - started, 2),
         images_per_second=round(fitted.images_per_second, 2),
-        device=device.type,
+        device=device_of(recipe.transfer).type,
         resumed_from=fitted.resumed_from,
         weights=loaded,
         corrupt=tuple(f"{file.name}: {file.reason}" for file in data.report.corrupt),
@@ -108,8 +106,6 @@ def _report(data: ImageData, progress: Progress) -> None:
 
 def _model(recipe: Recipe, data: ImageData) -> tuple[models.ImageModel, models.ModelSpec, WeightsSummary]:
     """The backbone with a new head for the data's classes, and its weights loaded."""
-    import torch
-
     torch.manual_seed(recipe.seed)
     spec = models.describe(
         recipe.backbone.name,
