@@ -19,6 +19,7 @@ from tlexport.tensors import Profile
 pytest.importorskip("onnxruntime")
 needs_openvino = pytest.mark.skipif(not ov.availability().installed, reason="openvino is not installed")
 CPU = [pytest.param(ort, id="onnxruntime"), pytest.param(ov, id="openvino", marks=needs_openvino)]
+IMAGES = ("images",)
 PROFILE = Profile(min=1, opt=2, max=8)
 TOLERANCE = {"fp32": 1e-5, "int8-cpu": 0.06}
 
@@ -209,7 +210,13 @@ def test_openvino_is_told_not_to_use_bf16(graphs) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_eager_is_the_module_itself(channels_last, graphs) -> None:
     threads, stride = torch.get_num_threads(), graphs.module.features[3].weight.stride()
-    with eager.runner_for(graphs.module, threads=threads + 1, channels_last=channels_last) as runner:
+    with eager.runner_for(
+        graphs.module,
+        inputs=("images",),
+        output="probabilities",
+        threads=threads + 1,
+        channels_last=channels_last,
+    ) as runner:
         assert torch.get_num_threads() == threads + 1
         found = runner.run({"images": graphs.images})["probabilities"]
     assert torch.get_num_threads() == threads
@@ -222,7 +229,7 @@ def test_predict_runs_every_sample_in_batches(name, graphs, tmp_path) -> None:
     inputs, output = tmp_path / "x.npy", tmp_path / "y.npy"
     np.save(inputs, graphs.images)
     provider = registry.predict(
-        name, graphs.paths["fp32"], inputs, output, batch_size=4, threads=1, timeout=60
+        name, graphs.paths["fp32"], inputs, output, input_names=IMAGES, batch_size=4, threads=1, timeout=60
     )
     found = np.load(output, allow_pickle=False)
     assert "CPU" in provider and found.dtype == np.float32
@@ -235,13 +242,27 @@ def test_predict_leaves_nothing_when_it_fails(graphs, tmp_path) -> None:
     np.save(inputs, graphs.images[:, :, :8, :8])
     with pytest.raises(CompileError, match=r"onnxruntime: running"):
         registry.predict(
-            "onnxruntime", graphs.paths["fp32"], inputs, output, batch_size=4, threads=1, timeout=60
+            "onnxruntime",
+            graphs.paths["fp32"],
+            inputs,
+            output,
+            input_names=IMAGES,
+            batch_size=4,
+            threads=1,
+            timeout=60,
         )
     assert not output.exists()
     np.save(inputs, graphs.images[:0])
     with pytest.raises(CompileError, match="no samples"):
         registry.predict(
-            "onnxruntime", graphs.paths["fp32"], inputs, output, batch_size=4, threads=1, timeout=60
+            "onnxruntime",
+            graphs.paths["fp32"],
+            inputs,
+            output,
+            input_names=IMAGES,
+            batch_size=4,
+            threads=1,
+            timeout=60,
         )
 
 

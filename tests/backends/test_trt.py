@@ -161,7 +161,15 @@ def test_an_engine_for_this_gpu_agrees_with_eager(graphs, tmp_path) -> None:
     assert np.abs(found - graphs.reference()).max() < 5e-3
 
 
-def line(kind: str, inputs: str, constants: str, nodes: str, rest: str = "") -> str:
+def line(
+    kind: str,
+    inputs: str,
+    constants: str,
+    nodes: str,
+    rest: str = "",
+    name: str = "",
+    outputs: str = "Float:-1,8",
+) -> str:
     def listing(types: str) -> str:
         tensors = [t.split(":") for t in types.split()]
         return ", ".join(
@@ -172,8 +180,8 @@ def line(kind: str, inputs: str, constants: str, nodes: str, rest: str = "") -> 
 
     names = "".join(f"[ONNX Layer: {node}]" for node in nodes.split())
     return (
-        f"Name: {kind}_1, LayerType: {kind}, Inputs: [ {listing(inputs)}], Constants: [ {listing(constants)}], "
-        f"Outputs: [ {listing('Float:-1,8')}], {rest}TacticName: x, StreamId: 0, Metadata: {names}"
+        f"Name: {name or kind}_1, LayerType: {kind}, Inputs: [ {listing(inputs)}], Constants: [ {listing(constants)}], "
+        f"Outputs: [ {listing(outputs)}], {rest}TacticName: x, StreamId: 0, Metadata: {names}"
     )
 
 
@@ -200,6 +208,45 @@ def line(kind: str, inputs: str, constants: str, nodes: str, rest: str = "") -> 
     ],
 )
 def test_the_dtype_of_a_layer(text, dtype) -> None:
+    (layer,) = trt.read_layers(f"Layers:\n{text}\n\nBindings:\nimages\n")
+    assert (layer.dtype, layer.nodes) == (dtype, ("c",))
+
+
+ATTENTION = "Int8:-1,24,32 Int8:-1,32,24 Float:-1,1,1,24 Int8:-1,24,32"
+
+
+@pytest.mark.parametrize(
+    "text, dtype",
+    [
+        pytest.param(line("kgen", ATTENTION, "", "c", name="_gemm_mha_v2_myl0"), "int8", id="a mask is added"),
+        pytest.param(
+            line("kgen", ATTENTION.replace("Int8:-1,32", "Float:-1,32"), "", "c", name="_gemm_mha_v2_myl0"),
+            "fp32",
+            id="a factor in FP32",
+        ),
+        pytest.param(
+            line("runtime_fusion", "Float:-1,2 Half:-1,16", "Half:1,2 Half:16,2", "c", name="__myl_FcAddCastAdd", outputs="Float:-1,2"),
+            "fp16",
+            id="a residual is added",
+        ),
+        pytest.param(
+            line("runtime_fusion", "Float:-1,1 Half:-1,8", "Half:1,8 Half:8,8", "c", name="__myl_FcAddCastMul_myl0", outputs="Float:-1,8"),
+            "fp16",
+            id="a unit is put back",
+        ),
+        pytest.param(
+            line("runtime_fusion", "Float:-1,2 Float:-1,16", "Half:1,2 Half:16,2", "c", name="__myl_FcAdd_myl0", outputs="Float:-1,2"),
+            "fp32",
+            id="the data in FP32",
+        ),
+        pytest.param(
+            line("runtime_fusion", "Int8:-1,64 Float:1,64,192", "", "c", name="__myl_CastMulFc_myl0", outputs="Float:1,-1,192"),
+            "fp32",
+            id="dequantised before the product",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_only_added_does_not_speak_for_a_fused_product(text, dtype) -> None:
     (layer,) = trt.read_layers(f"Layers:\n{text}\n\nBindings:\nimages\n")
     assert (layer.dtype, layer.nodes) == (dtype, ("c",))
 

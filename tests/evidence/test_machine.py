@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import platform
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tlexport import cores
 from tlexport.evidence import machine
 from tlexport.evidence.machine import (
     Gpu,
@@ -17,7 +17,6 @@ from tlexport.evidence.machine import (
     find_gpus,
     parse_cpuinfo,
     parse_gpus,
-    parse_quota,
 )
 
 CPUINFO = """processor\t: 0
@@ -35,7 +34,7 @@ def test_this_machine_is_described_and_survives_json() -> None:
     found = describe()
     assert Machine.model_validate_json(found.model_dump_json()) == found
     assert found.memory_gib > 0.1
-    assert 1 <= found.usable_cores == machine.usable_cores() <= found.logical_cores
+    assert 1 <= found.usable_cores == cores.usable() <= found.logical_cores
     if sys.platform == "linux":
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
         assert machine.has_vnni() == ("avx512_vnni" in flags or "avx_vnni" in flags)
@@ -66,22 +65,6 @@ def test_vnni(flags: str | None, vnni: bool, monkeypatch: pytest.MonkeyPatch) ->
     cpuinfo = f"flags : {flags}\n" if flags else None
     monkeypatch.setattr(machine, "_read", lambda path: cpuinfo if path == "/proc/cpuinfo" else None)
     assert machine.has_vnni() is vnni
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None)]
-)
-def test_usable_cores_heed_the_containers_quota(
-    quota: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unlimited = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    monkeypatch.setattr(machine, "_read", lambda path: quota if path == machine.QUOTA else None)
-    assert machine.usable_cores() == (cores or unlimited)
-
-
-def test_a_containers_quota_is_read() -> None:
-    assert parse_quota("150000 100000") == 1.5
-    assert parse_quota("max 100000") is None and parse_quota(None) is None
 
 
 def test_gpus_are_parsed_with_fields_a_driver_does_not_know() -> None:

@@ -45,7 +45,7 @@ def test_one_stall_is_kept_in_the_samples() -> None:
     def stalls_once() -> None:
         time.sleep(0.08 if next(calls) == 40 else 0.0005)
 
-    seconds = timed({"a": stalls_once}, samples=60, warmup_s=0)
+    seconds = timed({"a": stalls_once}, samples=60, warmup_s=0, settle_s=0)
     found = summary(seconds["a"])
     assert found.max_ms >= 80 > 20 * found.p50.value_ms
     stalled, started = int(np.argmax(seconds["a"])), seconds.started["a"]
@@ -79,11 +79,31 @@ def test_first_calls_of_a_block_do_not_count() -> None:
     assert np.max(timed(candidates, samples=20, settle=0)["a"]) >= 5e-3
 
 
+def test_short_calls_are_timed_several_at_once_so_that_the_clock_does_not_count() -> None:
+    def short() -> None:
+        sum(range(40))
+
+    seconds = timed({"short": short, "long": busy(0.5)}, samples=40, drop_ratio=None)
+    together = seconds.calls_per_sample
+    assert together["long"] == 1 < together["short"]
+    took = np.median(seconds["short"]) * together["short"] * 1e9
+    assert seconds.clock_ns > 0 and took > 50 * seconds.clock_ns  # 100 at the warm-up's speed
+    alone = timed({"short": short}, samples=40, clock_share=None)
+    assert alone.calls_per_sample == {"short": 1}
+    assert np.median(seconds["long"]) == pytest.approx(0.5e-3, rel=0.1)
+
+
+def test_a_short_call_settles_for_some_time_and_not_for_two_calls_only() -> None:
+    made: list[float] = []
+    timed({"a": lambda: made.append(time.perf_counter())}, samples=8, warmup_s=0, settle_s=0.02)
+    assert made[-1] - made[1] >= 0.02
+
+
 def test_rounds_take_turns_in_changing_order_and_repeat_with_the_seed() -> None:
     def order(seed: int) -> str:
         seen: list[str] = []
         calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
-        turns = Schedule(block=2, settle=1, warmup_s=0, drop_ratio=None)
+        turns = Schedule(block=2, settle=1, settle_s=0, clock_share=None, warmup_s=0, drop_ratio=None)
         interleave(calls, samples=12, seed=seed, schedule=turns)
         return "".join(seen[3::2])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from sklearn.datasets import load_sample_images
 from tlexport.graph.trace import trace
 
 SIZE = 96
+ENDS: dict[str, Any] = {"input_names": ("images",), "output_name": "probabilities"}
 METADATA = {
     "class_names": json.dumps(["cat", "dog"]),
     "preprocessing": json.dumps({"size": SIZE}),
@@ -98,7 +100,7 @@ def lite0() -> Classifier:
 
 @pytest.fixture(scope="session")
 def graph(lite0: Classifier, example: torch.Tensor) -> onnx.ModelProto:
-    return trace(lite0, example, opset=20, metadata=METADATA)
+    return trace(lite0, (example,), opset=20, metadata=METADATA, **ENDS)
 
 
 @pytest.fixture(scope="session")
@@ -109,4 +111,4 @@ def transformer(example: torch.Tensor) -> onnx.ModelProto:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return trace(Classifier(network).eval(), example, opset=20, metadata=METADATA)
+    return trace(Classifier(network).eval(), (example,), opset=20, metadata=METADATA, **ENDS)

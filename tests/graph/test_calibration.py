@@ -16,8 +16,8 @@ from tlexport.graph.calibration import BINS, Histogram, Method, Range, calibrate
 from tlexport.graph.quantize import tensors_to_calibrate
 
 
-def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    yield from (images[start : start + size] for start in range(0, len(images), size))
+def _batches(images: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+    yield from ({"images": images[start : start + size]} for start in range(0, len(images), size))
 
 
 def _identity(operator: str = "Relu") -> onnx.ModelProto:
@@ -72,7 +72,9 @@ def test_percentile(photographs: np.ndarray) -> None:
 
 def test_clipping_keeps_a_bound_that_is_inside_the_threshold() -> None:
     values = np.linspace(-0.3, 10, 1000, dtype=np.float32).reshape(1, -1)
-    found = calibrate(_identity(), [values], ["images"], method="percentile", percentile=90)["images"]
+    found = calibrate(_identity(), [{"images": values}], ["images"], method="percentile", percentile=90)[
+        "images"
+    ]
     assert found.low == pytest.approx(-0.3)
     assert found.high == pytest.approx(8.95, abs=0.1)
     assert found.magnitude == found.high
@@ -89,7 +91,7 @@ def test_clipping_beats_max_where_a_channel_holds_outliers() -> None:
     values[7, :2] = 60  # two planted activations far beyond the rest
     errors = {
         method: _quantisation_error(
-            values[8:], calibrate(_identity(), [values], ["images"], method=method)["images"]
+            values[8:], calibrate(_identity(), [{"images": values}], ["images"], method=method)["images"]
         )
         for method in ("max", "percentile", "entropy")
     }
@@ -136,20 +138,22 @@ def test_the_search_over_all_candidates_at_once_equals_the_plain_one(seed: int) 
 @pytest.mark.parametrize("method", ["max", "percentile", "entropy"])
 def test_a_dead_tensor_has_an_empty_range(method: Method) -> None:
     zeros = np.zeros((3, 20), np.float32)
-    assert calibrate(_identity(), [zeros], ["y"], method=method) == {"y": (0, 0)}
+    assert calibrate(_identity(), [{"images": zeros}], ["y"], method=method) == {"y": (0, 0)}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("method", ["max", "entropy"])
 def test_nan_and_infinity_name_the_tensor(value: float, method: Method) -> None:
-    values = np.ones((4, 20), np.float32)
+    ones, values = np.ones((2, 4, 20), np.float32)
     values[2, 3] = value
-    with pytest.raises(ExportError, match="'images' holds NaN or infinity"):
-        calibrate(_identity("Tanh"), [np.ones((4, 20), np.float32), values], ["images"], method=method)
+    with pytest.raises(
+        ExportError, match=r"'images' holds [01] NaN and [01] infinite values of 80 .* leave int8 out"
+    ):
+        calibrate(_identity("Tanh"), _batches(np.concatenate([ones, values]), 4), ["images"], method=method)
 
 
 def test_what_cannot_be_calibrated(graph: onnx.ModelProto) -> None:
-    with pytest.raises(ExportError, match="no images"):
+    with pytest.raises(ExportError, match="no samples"):
         calibrate(graph, [], tensors_to_calibrate(graph, "trt"))
     with pytest.raises(ExportError, match="not nowhere, images"):
         calibrate(graph, [], ["nowhere", "images"])
@@ -161,10 +165,10 @@ def test_memory_does_not_grow_with_the_number_of_samples(
     """A batch of 8 leaves about 40 MB of activations behind if they are kept."""
     resident: list[int] = []
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
         for _ in range(10):
             resident.append(psutil.Process().memory_info().rss)
-            yield photographs[:8]
+            yield {"images": photographs[:8]}
 
     calibrate(graph, batches(), tensors_to_calibrate(graph, "cpu"), method="entropy")
     assert resident[-1] - resident[3] < 30 * 2**20

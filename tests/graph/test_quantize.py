@@ -21,7 +21,9 @@ FLAVOURS: tuple[Flavour, ...] = ("trt", "cpu")
 
 @pytest.fixture(scope="module")
 def ranges(graph: onnx.ModelProto, photographs: np.ndarray) -> dict[str, Range]:
-    return calibrate(graph, [photographs[:24]], tensors_to_calibrate(graph, "cpu"), method="percentile")
+    return calibrate(
+        graph, [{"images": photographs[:24]}], tensors_to_calibrate(graph, "cpu"), method="percentile"
+    )
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -40,7 +42,7 @@ def test_int8_stays_near_fp32(
     least: float,
 ) -> None:
     seen, unseen = photographs[::2], photographs[1::2]
-    ranges = calibrate(graph, [seen], tensors_to_calibrate(graph, flavour), method=method)
+    ranges = calibrate(graph, [{"images": seen}], tensors_to_calibrate(graph, flavour), method=method)
     found, expected = run(quantize(graph, ranges, flavour), unseen), run(graph, unseen)
     assert least < cosine(found, expected).mean() < 0.9999  # 1 would mean that nothing was quantised
     sure = expected.max(1) > 0.5
@@ -116,7 +118,10 @@ def test_attention(transformer: onnx.ModelProto, run: Run, cosine: Run, photogra
     expected = run(transformer, photographs)
     for flavour, products in (("trt", 14), ("cpu", 10)):
         ranges = calibrate(
-            transformer, [photographs[:16]], tensors_to_calibrate(transformer, flavour), method="max"
+            transformer,
+            [{"images": photographs[:16]}],
+            tensors_to_calibrate(transformer, flavour),
+            method="max",
         )
         model = quantize(transformer, ranges, flavour)
         assert (
@@ -164,7 +169,7 @@ def _layers(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx
 def _check(model: onnx.ModelProto, run: Run, flavour: Flavour, tolerance: float = 0.02) -> onnx.ModelProto:
     """Quantise with the ranges of random inputs and compare, as a share of the largest output."""
     inputs = np.random.default_rng(5).uniform(-1, 1, (200, 4)).astype(np.float32)
-    ranges = calibrate(model, [inputs], tensors_to_calibrate(model, flavour), method="max")
+    ranges = calibrate(model, [{"images": inputs}], tensors_to_calibrate(model, flavour), method="max")
     result = quantize(model, ranges, flavour)
     expected = run(model, inputs)
     assert np.abs(run(result, inputs) - expected).max() <= tolerance * np.abs(expected).max()
@@ -251,7 +256,9 @@ def test_tensorrt_rtx_compiles_for_ada(
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     for model in (graph, transformer):
-        ranges = calibrate(model, [photographs[:4]], tensors_to_calibrate(model, "trt"), method="max")
+        ranges = calibrate(
+            model, [{"images": photographs[:4]}], tensors_to_calibrate(model, "trt"), method="max"
+        )
         typed = to_fp16(model) if precision == "fp16" else quantize(model, ranges, "trt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,10 @@ from tlexport.graph.trace import load, save, trace
 from tlexport.tensors import TensorSpec
 
 Run = Callable[..., np.ndarray]
+
+
+def image_trace(module: torch.nn.Module, example: torch.Tensor, **settings: Any) -> onnx.ModelProto:
+    return trace(module, (example,), input_names=("images",), output_name="probabilities", **settings)
 
 
 class Convolution(torch.nn.Module):
@@ -86,14 +91,14 @@ def test_nothing_of_the_machine_is_left(graph: onnx.ModelProto) -> None:
 
 
 def test_the_same_module_gives_the_same_bytes(example: torch.Tensor, metadata: dict[str, str]) -> None:
-    first, second = (trace(Convolution(), example, opset=20, metadata=metadata) for _ in range(2))
+    first, second = (image_trace(Convolution(), example, opset=20, metadata=metadata) for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
 def test_a_module_in_training_mode_is_exported_for_inference(
     example: torch.Tensor, metadata: dict[str, str], run: Run, photographs: np.ndarray
 ) -> None:
-    model = trace(Convolution().train(), example, opset=21, metadata=metadata)
+    model = image_trace(Convolution().train(), example, opset=21, metadata=metadata)
     with torch.no_grad():
         expected = Convolution().eval()(torch.from_numpy(photographs[:3])).numpy()
     assert inspect.opset(model) == 21
@@ -115,7 +120,7 @@ def test_attention_is_spelt_out_at_every_opset(
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.layer(images[:, 0].float() / 255).mean(1).softmax(1)
 
-    model = trace(Rows(), example, opset=23, metadata=metadata)
+    model = image_trace(Rows(), example, opset=23, metadata=metadata)
     assert inspect.opset(model) == 23
     assert "Attention" not in inspect.summary(model).nodes
     with torch.no_grad():
@@ -137,7 +142,7 @@ def test_a_module_that_cannot_be_exported(
     example: torch.Tensor, metadata: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ExportError, match=r"cannot be exported to ONNX: .*data-dependent") as failure:
-        trace(Branching(), example, opset=20, metadata=metadata)
+        image_trace(Branching(), example, opset=20, metadata=metadata)
     assert len(str(failure.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == logging.NOTSET
@@ -145,7 +150,7 @@ def test_a_module_that_cannot_be_exported(
 
 def test_a_fixed_batch_is_refused(example: torch.Tensor, metadata: dict[str, str]) -> None:
     with pytest.raises(ExportError, match=r"'probabilities' has shape \[2, .*fix its batch size"):
-        trace(FixedBatch(), example, opset=20, metadata=metadata)
+        image_trace(FixedBatch(), example, opset=20, metadata=metadata)
 
 
 def test_a_model_beyond_one_file_is_refused_before_any_work(
@@ -154,12 +159,12 @@ def test_a_model_beyond_one_file_is_refused_before_any_work(
     with torch.device("meta"):
         huge = torch.nn.Linear(30_000, 20_000)
     with pytest.raises(ExportError, match=r"takes 2\.2 GiB"):
-        trace(huge, example, opset=20, metadata=metadata)
+        image_trace(huge, example, opset=20, metadata=metadata)
 
 
 def test_metadata_must_be_whole(example: torch.Tensor) -> None:
     with pytest.raises(ExportError, match=r"lacks class_names, preprocessing \(it has: task\)"):
-        trace(Convolution(), example, opset=20, metadata={"task": "binary"})
+        image_trace(Convolution(), example, opset=20, metadata={"task": "binary"})
 
 
 def _clean_graph(
@@ -182,19 +187,19 @@ def test_each_broken_promise_is_found() -> None:
     convolution = helper.make_node("Conv", ["images", "weight"], ["x"], "convolution")
     normalisation = helper.make_node("BatchNormalization", ["x", *["ones"] * 4], ["probabilities"], "n")
     relu = helper.make_node("Relu", ["x"], ["probabilities"], "relu")
-    tracing._ensure_clean(_clean_graph([convolution, relu]), "images", "probabilities")
+    tracing._ensure_clean(_clean_graph([convolution, relu]), ("images",), "probabilities")
     with pytest.raises(ExportError, match="BatchNorm was not folded into convolution"):
-        tracing._ensure_clean(_clean_graph([convolution, normalisation]), "images", "probabilities")
-    with pytest.raises(ExportError, match="it has images, probabilities, x"):
+        tracing._ensure_clean(_clean_graph([convolution, normalisation]), ("images",), "probabilities")
+    with pytest.raises(ExportError, match="it has the inputs images and the outputs probabilities, x"):
         tracing._ensure_clean(
-            _clean_graph([convolution, relu], ("probabilities", "x")), "images", "probabilities"
+            _clean_graph([convolution, relu], ("probabilities", "x")), ("images",), "probabilities"
         )
     relu.name = "convolution"
     with pytest.raises(ExportError, match="not unique: convolution"):
-        tracing._ensure_clean(_clean_graph([convolution, relu]), "images", "probabilities")
+        tracing._ensure_clean(_clean_graph([convolution, relu]), ("images",), "probabilities")
     relu.op_type = "NoSuchOperator"
     with pytest.raises(ExportError, match="invalid graph"):
-        tracing._ensure_clean(_clean_graph([convolution, relu]), "images", "probabilities")
+        tracing._ensure_clean(_clean_graph([convolution, relu]), ("images",), "probabilities")
 
 
 def test_save_and_load(graph: onnx.ModelProto, tmp_path: Path) -> None:

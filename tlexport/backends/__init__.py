@@ -5,7 +5,8 @@ The modules import their library inside functions, so that importing this packag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,36 @@ class Artifact:
     receipt: Receipt
 
 
+class Held(functools.partial[object]):
+    """A call that keeps alive `memory`: what it reads and writes by address, which no library keeps for it."""
+
+    memory: object = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`call()` computes the answer anew; `outputs()` reads what the last call left, on the host. Each may outlive the other."""
+
+    call: Callable[[], object]
+    outputs: Callable[[], dict[str, np.ndarray]]
+
+
 class Runner(Protocol):
     """A loaded artifact. `provider` is where it really runs, as the library reports it."""
 
     provider: str
 
-    def run(self, inputs: Tensors) -> dict[str, np.ndarray]: ...
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Input name -> contiguous array [n, ...]; returns output name -> array."""
+        ...
+
+    def bind(self, inputs: Tensors) -> Bound:
+        """Allocate and bind everything now, so that a call computes the answer to these inputs and does nothing else.
+
+        Where the device has memory of its own, a call still copies the inputs to it and the outputs back: that is
+        part of the answer, and a binding holds until the runner's next `bind` or `run`.
+        """
+        ...
 
 
 class Backend(Protocol):
@@ -52,6 +77,7 @@ class Backend(Protocol):
     NAME: str
     EXTRA: str  # the pip extra that brings it; empty: always there
     SUFFIX: str  # of the artifact's file
+    BOUND: str  # what a bound call has done beforehand, for who wants the same times
 
     def availability(self) -> Availability: ...
 

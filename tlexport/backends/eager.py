@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlexport.backends import Runner, Tensors
+from tlexport.backends import Bound, Runner, Tensors
+from tlexport.errors import CompileError
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "eager"
-OUTPUT = "probabilities"
 
 
 @dataclass
 class _EagerRunner:
+    """`inputs` names the module's arguments in order."""
+
     module: torch.nn.Module
+    inputs: tuple[str, ...]
+    output: str
     memory_format: torch.memory_format
     device: torch.device
     provider: str
@@ -29,31 +34,69 @@ class _EagerRunner:
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         import torch
 
-        (image,) = inputs.values()
         with torch.inference_mode():
-            batch = torch.from_numpy(image).to(self.device).contiguous(memory_format=self.memory_format)
-            return {OUTPUT: self.module(batch).float().cpu().numpy()}
+            return {self.output: self._numpy(self.module(*self._tensors(inputs, self.device)))}
+
+    def bind(self, inputs: Tensors) -> Bound:
+        """On the CPU a call is the module alone, on tensors that are ready."""
+        import torch
+
+        module, device = self.module, self.device
+        tensors = self._tensors(inputs, torch.device("cpu"))
+        latest: list[torch.Tensor] = [torch.empty(0)]
+
+        @torch.inference_mode()
+        def call() -> None:
+            latest[0] = module(*tensors)
+
+        @torch.inference_mode()
+        def call_there_and_back() -> None:
+            latest[0] = module(*(tensor.to(device) for tensor in tensors)).cpu()
+
+        return Bound(
+            call if device.type == "cpu" else call_there_and_back,
+            lambda: {self.output: self._numpy(latest[0])},
+        )
+
+    def _tensors(self, inputs: Tensors, device: torch.device) -> list[torch.Tensor]:
+        import torch
+
+        if missing := [name for name in self.inputs if name not in inputs]:
+            raise CompileError(f"the module needs {', '.join(missing)}; given: {', '.join(inputs)}")
+        tensors = (torch.from_numpy(inputs[name]).to(device) for name in self.inputs)
+        return [t.contiguous(memory_format=self.memory_format) if t.ndim == 4 else t for t in tensors]
+
+    def _numpy(self, answer: torch.Tensor) -> np.ndarray:
+        return answer.float().cpu().numpy()
 
 
 @contextlib.contextmanager
 def runner_for(
-    module: torch.nn.Module, threads: int | None = None, channels_last: bool = False
+    module: torch.nn.Module,
+    *,
+    inputs: tuple[str, ...],
+    output: str,
+    threads: int | None = None,
+    channels_last: bool = False,
 ) -> Iterator[Runner]:
-    """Run `module` (uint8 [n x c x h x w] -> probabilities [n x k]) in eval mode on the device that holds it.
+    """Run `module` in eval mode on the device that holds it: one argument [n, ...] for each of `inputs`, in order.
 
-    `threads` (default: as it is) is set for the whole process and put back on leaving: torch has one pool. With
-    `channels_last` a copy of the module is converted, so that other runners of the same module keep its layout.
+    `output` names what it returns, float32 [n, k]. `threads` (default: as it is) is set for the whole process and put
+    back on leaving: torch has one pool. With `channels_last` a copy of the module is converted, so that other runners
+    of the same module keep its layout; it concerns inputs of four dimensions only.
     """
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = copy.deepcopy(module).to(memory_format=layout) if channels_last else module
-    device = next(module.parameters()).device
+    held = next(itertools.chain(module.parameters(), module.buffers()), None)
+    device = torch.device("cpu") if held is None else held.device
     training, previous = module.training, torch.get_num_threads()
     module.eval()
     torch.set_num_threads(threads or previous)
     try:
-        yield _EagerRunner(module, layout, device, f"torch {torch.__version__} on {device.type}")
+        where = f"torch {torch.__version__} on {device.type}"
+        yield _EagerRunner(module, inputs, output, layout, device, where)
     finally:
         module.train(training)
         torch.set_num_threads(previous)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, gpu, receipt, typed
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -24,10 +24,11 @@ from tlexport.tensors import Profile
 NAME = "onnxruntime"
 EXTRA = ""
 SUFFIX = ".onnx"
+BOUND = "inputs and outputs are bound once (IOBinding)"
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
-_COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention")
+_COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention|TreeEnsemble|LinearClassifier|LinearRegressor|SVM")
 _NCHWC = "_nchwc"
 
 
@@ -74,6 +75,32 @@ class _OrtRunner:
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+    def bind(self, inputs: Tensors) -> Bound:
+        """On the CPU the session reads the inputs and writes the outputs in place (IOBinding).
+
+        On a GPU a call is a plain run: there, binding would copy the inputs once and for all calls.
+        """
+        from onnxruntime import OrtValue
+
+        outputs = self.run(inputs)
+        if self.provider != _CPU:
+            names, given = list(outputs), dict(inputs)
+
+            def run() -> None:
+                outputs.update(zip(names, self.session.run(names, given), strict=True))
+
+            return Bound(run, lambda: dict(outputs))
+        binding = self.session.io_binding()
+        read = {name: OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        written = {name: OrtValue.ortvalue_from_numpy(array) for name, array in outputs.items()}
+        for name, value in read.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in written.items():
+            binding.bind_ortvalue_output(name, value)
+        call = Held(self.session.run_with_iobinding, binding)
+        call.memory = (inputs, outputs, read, written)
+        return Bound(call, lambda: {name: array.copy() for name, array in outputs.items()})
 
 
 @contextlib.contextmanager
@@ -220,4 +247,4 @@ def _producers(graph: Path, scratch: Path, device: str) -> dict[str, str]:
 def _origin(name: str, producers: Mapping[str, str], expected: Mapping[str, str]) -> str:
     if name.endswith(_NCHWC):
         name = producers.get(name.removesuffix(_NCHWC), "")
-    return receipt.trace(re.sub(r"_token_\d+$", "", name), expected)
+    return receipt.trace(re.sub(r"^fused |_token_\d+$", "", name), expected)

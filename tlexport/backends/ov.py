@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Runner, Tensors, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, receipt, typed
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME = "openvino"
 EXTRA = "openvino"
 SUFFIX = ".onnx"
+BOUND = "the model is reshaped to the batch and compiled; the request's tensors are set once"
 
 _DTYPES = {
     "f32": "fp32",
@@ -59,6 +60,7 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     """
     if target != "cpu":
         raise CompileError(refusal(target, ""))
+    typed.require_standard(graph, "OpenVINO")
     model = typed.load(graph)
     layers = _layers(_compile(graph, threads=1), model, expected)
     with replacing(out) as partial:
@@ -68,6 +70,8 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
 
 @dataclass
 class _OvRunner:
+    artifact: Path
+    threads: int
     request: Any
     provider: str
 
@@ -75,6 +79,24 @@ class _OvRunner:
         """The inputs are read in place; the outputs are copies."""
         results = self.request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         return {output.get_any_name(): array for output, array in results.items()}
+
+    def bind(self, inputs: Tensors) -> Bound:
+        """The model compiled for exactly these shapes, which a small one runs up to twice as fast, and a request of its own.
+
+        The request reads the inputs and writes the outputs in place: tensors that share NumPy's memory.
+        """
+        import openvino
+
+        outputs = self.run(inputs)
+        shapes = {name: array.shape for name, array in inputs.items()}
+        request = _compile(self.artifact, self.threads, shapes).create_infer_request()
+        for name, array in {**inputs, **outputs}.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        # The class's own infer wraps each answer in a dictionary, which takes as long as a small layer; its base's does not.
+        plain: Any = super(openvino.InferRequest, request)
+        call = Held(plain.infer, {}, share_outputs=True, decode_strings=False)
+        call.memory = (inputs, outputs)
+        return Bound(call, lambda: {name: array.copy() for name, array in outputs.items()})
 
 
 @contextlib.contextmanager
@@ -84,11 +106,11 @@ def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = F
         raise CompileError(f"OpenVINO runs on the cpu here, not on {device}")
     model = _compile(artifact, threads)
     devices = ", ".join(model.get_property("EXECUTION_DEVICES"))
-    yield _OvRunner(model.create_infer_request(), f"OpenVINO {devices}")
+    yield _OvRunner(artifact, threads, model.create_infer_request(), f"OpenVINO {devices}")
 
 
-def _compile(graph: Path, threads: int) -> Any:
-    """One stream of `threads` threads at full precision.
+def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+    """One stream of `threads` threads at full precision; the batch stays free where no `shapes` are given.
 
     By default OpenVINO computes in BF16 on CPUs that have it, which is not what an FP32 graph asks for. Threads
     are not pinned, since the caller's own (torch's, ONNX Runtime's) would meet them on the same cores.
@@ -105,8 +127,13 @@ def _compile(graph: Path, threads: int) -> Any:
         "ENABLE_CPU_PINNING": False,
         "ENABLE_HYPER_THREADING": True,
     }
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(str(graph), "CPU", config)
+        if shapes is None:
+            return core.compile_model(str(graph), "CPU", config)
+        model = core.read_model(str(graph))
+        model.reshape(dict(shapes))
+        return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
 
@@ -117,6 +144,10 @@ def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> 
         op for op in model.get_runtime_model().get_ordered_ops() if _rt(op, "layerType") in _COMPUTE
     ]
     named = {op: _nodes(op, expected) for op in operations}
+    for op, nodes in named.items():
+        if nodes and _rt(op, "layerType") == "Subgraph":
+            others = {node for found in named.values() for node in found}
+            named[op] = (*nodes, *(node for node in _feeding(op, graph) if node in expected.keys() - others))
     claimed = {node for nodes in named.values() for node in nodes}
     return [
         receipt.Layer(
@@ -148,6 +179,15 @@ def _nodes(op: Any, expected: Mapping[str, str]) -> tuple[str, ...]:
             if nodes := tuple(dict.fromkeys(filter(None, traced))):
                 return nodes
     return ()
+
+
+def _feeding(op: Any, graph: onnx.ModelProto) -> Iterator[str]:
+    """The products whose outputs the nodes of a fused layer read: the first product of fused attention loses its name."""
+    names = set(_rt(op, "originalLayersNames").split(","))
+    read = {value for node in graph.graph.node if names & {node.name, *node.output} for value in node.input}
+    for node in graph.graph.node:
+        if node.op_type in typed.COMPUTE and read.intersection(node.output):
+            yield node.name
 
 
 def _folded_into(op: Any, graph: onnx.ModelProto, unclaimed: set[str]) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tlexport import cores, tensors
 from tlexport.backends import Artifact, Backend, isolation, ort, ov, trt
 from tlexport.errors import CompileError
 from tlexport.run import replacing
@@ -50,8 +50,8 @@ def predict(
     inputs: Path,
     output: Path,
     *,
+    input_names: tuple[str, ...],
     batch_size: int,
-    input_name: str = "images",
     threads: int | None = None,
     device: str = "cpu",
     judge: bool = False,
@@ -59,15 +59,16 @@ def predict(
 ) -> str:
     """Run an artifact over a whole array in a child process and return where it ran (Runner.provider).
 
-    `inputs` is a .npy file, uint8 [n x ...], read from the disk batch by batch; `output` becomes a .npy file,
-    float32 [n x k], of the artifact's only output. `threads` is by default every core this process may use,
-    `timeout` is in seconds.
+    `inputs` is a .npy file [n x ...], read from the disk batch by batch: a plain array if the artifact has one input,
+    else a structured one with a field for each of `input_names` (others are left alone: a baseline may read fewer
+    than the network). `output` becomes a .npy file, float32 [n x k], of the artifact's only output. `threads` is by
+    default every core this process may use, `timeout` is in seconds.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores.usable()
     what = f"{name}: running {artifact.name} over {inputs.name}"
     return isolation.call(
         _predict,
-        *(name, artifact, inputs, output, input_name, batch_size, threads, device, judge),
+        *(name, artifact, inputs, output, input_names, batch_size, threads, device, judge),
         timeout=timeout,
         what=what,
     )
@@ -84,7 +85,7 @@ def _predict(
     artifact: Path,
     inputs: Path,
     output: Path,
-    input_name: str,
+    input_names: tuple[str, ...],
     batch_size: int,
     threads: int,
     device: str,
@@ -94,7 +95,7 @@ def _predict(
     with get(name).runner(artifact, threads=threads, device=device, judge=judge) as runner:
         results: list[np.ndarray] = []
         for start in range(0, len(samples), batch_size):
-            outputs = runner.run({input_name: np.ascontiguousarray(samples[start : start + batch_size])})
+            outputs = runner.run(tensors.named(samples[start : start + batch_size], input_names))
             if len(outputs) != 1:
                 raise CompileError(
                     f"{artifact} has {len(outputs)} outputs ({', '.join(outputs)}); one is expected"

@@ -11,42 +11,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Runner, Tensors, gpu, receipt
+from tlexport.backends import Artifact, Availability, Bound, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends.trt_log import read_layers
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.targets import CAPABILITIES
 from tlexport.tensors import Profile
 
-_DTYPES = {
-    "float": "fp32",
-    "fp32": "fp32",
-    "half": "fp16",
-    "fp16": "fp16",
-    "bfloat16": "bf16",
-    "bf16": "bf16",
-}
-_DTYPES |= {"int8": "int8", "uint8": "int8", "fp8": "fp8", "int4": "int4"}
-_LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[.*\], (?P<rest>.*?)Metadata: (?P<metadata>.*)"
-)
-_TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<dtype>[^,}]+)")
-_LISTED_WEIGHTS = re.compile(r'Weights: \{\s*"?Type"?: "?(\w+)')  # TensorRT's convolutions keep theirs apart
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_PRODUCT = re.compile(r"correlation|conv|gemm|matrix_?multiply|matmul", re.IGNORECASE)
-_GENERATED = (
-    "kgen",
-    "runtime_fusion",
-)  # kernels written for this graph: anything from a cast to fused attention
+if TYPE_CHECKING:
+    import torch
 
 # What TensorRT-RTX 1.7 was seen to do with typed graphs for each capability, by precision.
 _RTX_REFUSALS = {
@@ -66,6 +46,7 @@ class Flavour:
     EXTRA: str
     SUFFIX: str
     module: str
+    BOUND: str = "buffers are page-locked and allocated once; copies to the GPU and back are in the time"
 
     @property
     def crosses(self) -> bool:
@@ -107,6 +88,7 @@ class Flavour:
         trt = self._library()
         if reason := self.refusal(target, ""):
             raise CompileError(reason)
+        typed.require_standard(graph, self.NAME)
         log = _log(trt)
         builder = trt.Builder(log)
         network = _parse(trt, builder, log, graph)
@@ -174,31 +156,54 @@ class _EngineRunner:
     provider: str
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        bound = self.bind(inputs)
+        bound.call()
+        return bound.outputs()
+
+    def bind(self, inputs: Tensors) -> Bound:
+        """A call copies the inputs to the GPU, executes, copies the outputs back and waits for all of it.
+
+        Host memory is page-locked, so that a copy is one transfer; buffers on both sides are allocated here.
+        """
         import torch
 
         cuda: Any = torch.cuda
         stream = cuda.Stream()
-        outputs: dict[str, torch.Tensor] = {}
-        with cuda.stream(stream):
-            held = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-            for name, tensor in held.items():
-                if not self.context.set_input_shape(name, tuple(tensor.shape)):
-                    raise CompileError(
-                        f"{name} of shape {tuple(tensor.shape)} is outside the engine's profile"
-                    )
-                self.context.set_tensor_address(name, tensor.data_ptr())
-            for name in map(self.engine.get_tensor_name, range(self.engine.num_io_tensors)):
-                if self.engine.get_tensor_mode(name) == self.trt.TensorIOMode.OUTPUT:
-                    dtype = torch.from_numpy(
-                        np.empty(0, self.trt.nptype(self.engine.get_tensor_dtype(name)))
-                    ).dtype
-                    shape = tuple(self.context.get_tensor_shape(name))
-                    outputs[name] = torch.empty(shape, dtype=dtype, device="cuda")
-                    self.context.set_tensor_address(name, outputs[name].data_ptr())
-            if not self.context.execute_async_v3(stream.cuda_stream):
-                raise CompileError(f"{self.provider}: the engine's execution failed")
-        stream.synchronize()
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        given = {name: torch.from_numpy(array).pin_memory() for name, array in inputs.items()}
+        held = {name: torch.empty_like(tensor, device="cuda") for name, tensor in given.items()}
+        for name, tensor in held.items():
+            if not self.context.set_input_shape(name, tuple(tensor.shape)):
+                raise CompileError(f"{name} of shape {tuple(tensor.shape)} is outside the engine's profile")
+        made = {name: self._output(name) for name in self._output_names()}
+        answers = {
+            name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in made.items()
+        }
+        for name, tensor in (held | made).items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+
+        def call() -> None:
+            with cuda.stream(stream):
+                for name, tensor in held.items():
+                    tensor.copy_(given[name], non_blocking=True)
+                if not self.context.execute_async_v3(stream.cuda_stream):
+                    raise CompileError(f"{self.provider}: the engine's execution failed")
+                for name, tensor in answers.items():
+                    tensor.copy_(made[name], non_blocking=True)
+            stream.synchronize()
+
+        cuda.current_stream().synchronize()  # the buffers' first owners are done with them
+        return Bound(call, lambda: {name: tensor.numpy().copy() for name, tensor in answers.items()})
+
+    def _output_names(self) -> list[str]:
+        names = map(self.engine.get_tensor_name, range(self.engine.num_io_tensors))
+        return [n for n in names if self.engine.get_tensor_mode(n) == self.trt.TensorIOMode.OUTPUT]
+
+    def _output(self, name: str) -> torch.Tensor:
+        """An uninitialised tensor on the GPU, of the shape that the inputs' shapes imply."""
+        import torch
+
+        dtype = torch.from_numpy(np.empty(0, self.trt.nptype(self.engine.get_tensor_dtype(name)))).dtype
+        return torch.empty(tuple(self.context.get_tensor_shape(name)), dtype=dtype, device="cuda")
 
 
 def _log(trt: Any) -> Any:
@@ -255,65 +260,3 @@ def _failure(what: str, messages: list[str]) -> str:
     return f"{what}: {'; '.join(messages) or 'no reason was given'}" + "".join(
         f" ({words})" for words in advice
     )
-
-
-def read_layers(log: str) -> list[receipt.Layer]:
-    """Parse the `Layers:` message of a DETAILED build.
-
-    A node belongs to the layer that does its product. Casts, scalings and activations around it are generated
-    kernels whose metadata names it too: they count only for nodes that no product layer has (fused attention).
-    """
-    parsed = [match for line in log.splitlines() if (match := _LAYER.fullmatch(line.strip()))]
-    owned = {node for match in parsed if _PRODUCT.search(match["kind"]) for node in _named(match)}
-    return [_layer(match, owned) for match in parsed]
-
-
-def _layer(match: re.Match[str], owned: set[str]) -> receipt.Layer:
-    if _PRODUCT.search(match["kind"]):
-        dtype, nodes = _product_dtype(match), _named(match)
-    elif match["kind"] in _GENERATED:
-        dtype, nodes = _generated_dtype(match), tuple(node for node in _named(match) if node not in owned)
-    else:
-        dtype, nodes = _widest(dtype for dtype, _ in _tensors(match["inputs"])), ()
-    return receipt.Layer(name=match["name"], kind=match["kind"], dtype=dtype, nodes=nodes)
-
-
-def _product_dtype(match: re.Match[str]) -> str:
-    """The wider of the first input and the weights: the largest constant, or for two activations the other input.
-
-    Other inputs (a residual) and small constants (bias, scales) stay FP32 in an INT8 product.
-    """
-    first, *others = [dtype for dtype, _ in _tensors(match["inputs"])] or [""]
-    if listed := _LISTED_WEIGHTS.search(match["rest"]):
-        return _widest([first, _dtype(listed[1])])
-    constants = [(math.prod(shape), dtype) for dtype, shape in _tensors(match["constants"])]
-    size, weights = max(constants, default=(0, ""))
-    return _widest([first, weights if size > 1 else (others or [first])[0]])
-
-
-def _generated_dtype(match: re.Match[str]) -> str:
-    """The widest of a generated kernel's inputs and of its constants that are at least matrices."""
-    matrices = [dtype for dtype, shape in _tensors(match["constants"]) if sum(size > 1 for size in shape) > 1]
-    return _widest([*(dtype for dtype, _ in _tensors(match["inputs"])), *matrices])
-
-
-def _named(match: re.Match[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_NODE.findall(match["metadata"])))
-
-
-def _tensors(text: str | None) -> list[tuple[str, tuple[int, ...]]]:
-    """dtype and shape of each tensor of a list in the log."""
-    return [
-        (_dtype(tensor["dtype"]), tuple(map(int, filter(None, tensor["dimensions"].split(",")))))
-        for tensor in _TENSOR.finditer(text or "")
-    ]
-
-
-def _dtype(text: str) -> str:
-    """`Half`, or the older `Channel major FP16 format where channel % 8 == 0`, as a key of receipt.WIDTH."""
-    words = text.strip().lower().split()
-    return next((_DTYPES[word] for word in words if word in _DTYPES), text.strip().lower())
-
-
-def _widest(dtypes: Iterable[str]) -> str:
-    return max(dtypes, key=lambda dtype: receipt.WIDTH.get(dtype, 64), default="none")

@@ -38,6 +38,15 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def require_standard(path: Path, backend: str) -> None:
+    """Raise CompileError if the graph holds operators of `ai.onnx.ml` (trees, scalers ...), which only ONNX Runtime has."""
+    foreign = sorted({node.op_type for node in load(path).graph.node if node.domain == "ai.onnx.ml"})
+    if foreign:
+        raise CompileError(
+            f"{backend} has no {', '.join(foreign)} (domain ai.onnx.ml); build it for onnxruntime"
+        )
+
+
 def facts(path: Path) -> Facts:
     import onnx
 

@@ -18,14 +18,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tlexport.evidence.quantiles import Floats, Percentile, bounds_of, percentile
+from tlexport.evidence.recorder import Call, Recorder, clock_ns
 
 __all__ = [
+    "Call",
     "LatencySummary",
     "Percentile",
     "Schedule",
     "Speedup",
     "Throughput",
     "Timed",
+    "clock_ns",
     "interleave",
     "percentile",
     "speedup",
@@ -33,11 +36,7 @@ __all__ = [
     "throughput",
 ]
 
-Call = Callable[[], object]
-
 MIN_BLOCKS = 8
-WARMUP_WINDOW = 10
-WARMUP_AGREEMENT = 0.05
 SCREEN_CONFIDENCE = 0.95
 
 
@@ -53,6 +52,14 @@ class Schedule(Frozen):
         default=2,
         ge=0,
         description="first calls of a block, not counted: they wash out the last one's threads and caches",
+    )
+    settle_s: float = Field(
+        default=0.002, ge=0, description="and for at least so long, so that short calls settle too"
+    )
+    clock_share: float | None = Field(
+        default=0.01,
+        gt=0,
+        description="largest share of a sample that reading the clock may take: shorter calls are timed several at once",
     )
     warmup_s: float = Field(
         default=3.0, ge=0, description="longest warm-up of a candidate after its first call"
@@ -84,11 +91,14 @@ LARGE_BATCH_TURNS = Schedule(block=5, settle=1, warmup_s=1.0, drop_ratio=None, b
 
 
 class Timed(dict[str, Floats]):
-    """Candidate -> seconds of every counted call [n], in the order made, and what else was seen of it."""
+    """Candidate -> seconds a call of every counted sample [n], in the order made, and what else was seen of it."""
 
-    def __init__(self, recorders: Mapping[str, _Recorder]) -> None:
+    def __init__(self, recorders: Mapping[str, Recorder], clock_ns: float) -> None:
         super().__init__({name: np.array(r.ns, dtype=np.float64) / 1e9 for name, r in recorders.items()})
-        # When each call started, in seconds since the timing began.
+        self.clock_ns = clock_ns  # what timing a call that does nothing shows
+        # How many calls a sample is the mean of: 1 but for calls of a few microseconds.
+        self.calls_per_sample = {name: r.calls_per_sample for name, r in recorders.items()}
+        # When each sample started, in seconds since the timing began.
         self.started = {name: np.array(r.started, dtype=np.float64) for name, r in recorders.items()}
         self.warmup_calls = {name: r.warmup_calls for name, r in recorders.items()}
         # Those whose warm-up ended because its time was up, not because times stood still.
@@ -139,7 +149,9 @@ def interleave(
     progress: Callable[[int, int], None] | None = None,
     schedule: Schedule = TURNS,
 ) -> Timed:
-    """Time the candidates in turns, so that a drift of the machine meets all alike; `samples` counted calls each.
+    """Time the candidates in turns, so that a drift of the machine meets all alike; `samples` counted samples each.
+
+    A sample is one call, or the mean of so many that reading the clock takes at most `schedule.clock_share` of it.
 
     Every round gives each candidate, in a new random order, one block of calls. A candidate that is clearly
     too slow after `schedule.screen` rounds is not measured further, unless it is `protected`: it keeps the
@@ -152,17 +164,21 @@ def interleave(
     began = time.perf_counter()
     total = math.ceil(samples / schedule.counted)
     rng = np.random.default_rng(seed)
-    recorders = {name: _Recorder(call, began) for name, call in candidates.items()}
+    recorders = {name: Recorder(call, began) for name, call in candidates.items()}
     active = list(recorders)
     with _collector_off():
-        for name in active:
-            recorders[name].warm_up(schedule.warmup_s)
+        clock = clock_ns()
+        for recorder in recorders.values():
+            median = recorder.warm_up(schedule.warmup_s)
+            if schedule.clock_share is not None:
+                recorder.share_clock(median, clock, schedule.clock_share)
         deadline = math.inf if schedule.budget_s is None else time.perf_counter() + schedule.budget_s
         for turn in range(total):
             round_began = time.perf_counter()
             for index in rng.permutation(len(active)):
                 left = samples - turn * schedule.counted
-                recorders[active[index]].block(schedule.settle, min(schedule.counted, left))
+                counted = min(schedule.counted, left)
+                recorders[active[index]].block(schedule.settle, schedule.settle_s, counted)
             if turn + 1 == schedule.screen and schedule.drop_ratio is not None:
                 active = _screened(recorders, active, protected, schedule.drop_ratio)
             if progress:
@@ -172,7 +188,7 @@ def interleave(
             now = time.perf_counter()
             if now + (now - round_began) > deadline:
                 break
-    return Timed(recorders)
+    return Timed(recorders, clock)
 
 
 def summary(seconds: Floats, *, batch: int = 1) -> LatencySummary:
@@ -278,52 +294,8 @@ def _divided(slow: Floats, fast: Floats, confidence: float) -> tuple[float | Non
     return above[0] / below[1], above[1] / below[0] if below[0] else None
 
 
-class _Recorder:
-    """One candidate's calls while they are being timed."""
-
-    def __init__(self, call: Call, began: float) -> None:
-        self.call = call
-        self.began = began
-        self.ns: list[int] = []
-        self.started: list[float] = []
-        self.warmup_calls = 0
-        self.stationary = False
-        self.dropped = ""
-
-    def warm_up(self, limit_s: float) -> None:
-        """Call until the medians of two consecutive windows agree, or the time is up.
-
-        The first call is outside the limit: it may compile.
-        """
-        self.call()
-        self.warmup_calls = 1
-        deadline = time.perf_counter() + limit_s
-        window: list[int] = []
-        previous = math.inf
-        while time.perf_counter() < deadline and not self.stationary:
-            window.append(self._timed()[1])
-            self.warmup_calls += 1
-            if len(window) == WARMUP_WINDOW:
-                median = float(np.median(window))
-                self.stationary = abs(median - previous) <= WARMUP_AGREEMENT * median
-                previous, window = median, []
-
-    def block(self, settle: int, counted: int) -> None:
-        for _ in range(settle):
-            self.call()
-        for _ in range(counted):
-            start, elapsed = self._timed()
-            self.ns.append(elapsed)
-            self.started.append(start / 1e9 - self.began)
-
-    def _timed(self) -> tuple[int, int]:
-        start = time.perf_counter_ns()
-        self.call()
-        return start, time.perf_counter_ns() - start
-
-
 def _screened(
-    recorders: Mapping[str, _Recorder], active: list[str], protected: Collection[str], ratio: float
+    recorders: Mapping[str, Recorder], active: list[str], protected: Collection[str], ratio: float
 ) -> list[str]:
     """Who stays: those whose median may, by its interval, be within `ratio` of the best's."""
     times = {name: np.array(recorders[name].ns, dtype=np.float64) / 1e6 for name in active}

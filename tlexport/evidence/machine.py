@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from tlexport import cores
+
 # What decides which kernels an inference library picks, by the kernel's names for it (x86, then Arm).
 RELEVANT_ISA = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
@@ -21,7 +23,6 @@ RELEVANT_ISA = (
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 VNNI = {"avx512_vnni", "avx_vnni"}
-QUOTA = "/sys/fs/cgroup/cpu.max"
 GPU_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
 
@@ -70,8 +71,8 @@ def describe() -> Machine:
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=psutil.cpu_count(),
-        usable_cores=usable_cores(),
-        quota_cores=parse_quota(_read(QUOTA)),
+        usable_cores=cores.usable(),
+        quota_cores=cores.quota(),
         isa=isa,
         frequency_mhz=now,
         max_frequency_mhz=highest,
@@ -86,13 +87,6 @@ def describe() -> Machine:
         gpus=gpus,
         gpu_note=note,
     )
-
-
-def usable_cores() -> int:
-    """Logical cores this process may use: its affinity, or the container's quota where that is smaller."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    quota = parse_quota(_read(QUOTA))
-    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def has_vnni() -> bool:
@@ -154,12 +148,6 @@ def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...], bool | None]:
     # Arm's cpuinfo does not show a hypervisor, so nothing can be said there.
     virtualised = "hypervisor" in flags if "flags" in fields else None
     return fields.get("model name"), tuple(name for name in RELEVANT_ISA if name in flags), virtualised
-
-
-def parse_quota(cpu_max: str | None) -> float | None:
-    """`200000 100000` -> 2.0 cores; `max 100000` -> None (cgroup v2)."""
-    quota, _, period = (cpu_max or "max").partition(" ")
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _frequency() -> tuple[float | None, float | None]:

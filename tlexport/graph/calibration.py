@@ -5,13 +5,13 @@ Per tensor there is one histogram of |x|, whatever the number of samples; a batc
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
 
+from tlexport import cores
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 
@@ -34,13 +34,13 @@ class Range(NamedTuple):
 
 def calibrate(
     model: onnx.ModelProto,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[Mapping[str, np.ndarray]],
     tensors: Collection[str],
     *,
     method: Method = "entropy",
     percentile: float = 99.99,
 ) -> dict[str, Range]:
-    """Run `batches` (uint8 [n, C, S, S], n may vary) and return the range of each float tensor named.
+    """Run `batches` (input name -> array [n, ...], n may vary) and return the range of each float tensor named.
 
     `max` keeps the whole range seen. `percentile` clips it at that percentile of |x|, `entropy` at the threshold with
     the least Kullback-Leibler divergence between the distribution and its 128-level quantisation (S. Migacz,
@@ -49,20 +49,18 @@ def calibrate(
 
     Raises ExportError naming a tensor the graph lacks or that holds NaN or infinity, and if there is no batch.
     """
-    session, source = _session(model, tensors)
+    session = _session(model, tensors)
     observed = {name: Histogram() for name in tensors}
-    images = 0
+    samples = 0
     for batch in batches:
-        images += len(batch)
+        samples += len(next(iter(batch.values())))
         for (name, histogram), values in zip(
-            observed.items(), session.run(list(observed), {source: batch}), strict=True
+            observed.items(), session.run(list(observed), dict(batch)), strict=True
         ):
             if not histogram.observe(values, counts=method != "max"):
-                raise ExportError(
-                    f"tensor {name!r} holds NaN or infinity on the calibration images, so it has no range"
-                )
-    if not images:
-        raise ExportError("calibration got no images; it needs at least one of the training split")
+                raise ExportError(_unbounded(model, name, values))
+    if not samples:
+        raise ExportError("calibration got no samples; it needs at least one of the training split")
     return {
         name: histogram.clipped(_threshold(histogram, method, percentile))
         for name, histogram in observed.items()
@@ -166,8 +164,22 @@ def _x_log_x(counts: np.ndarray) -> np.ndarray:
     return np.asarray(counts * np.log(np.maximum(counts, 1)))
 
 
-def _session(model: onnx.ModelProto, tensors: Collection[str]) -> tuple[Any, str]:
-    """An ONNX Runtime session of the graph with the tensors as outputs, and the name of its input."""
+def _unbounded(model: onnx.ModelProto, name: str, values: np.ndarray) -> str:
+    """Why a tensor has no range, with the product it is a factor of."""
+    readers = [
+        node.name for node in model.graph.node if name in node.input and node.op_type in inspect.COMPUTE
+    ]
+    factor = f", a factor of {readers[0]!r}," if readers else ""
+    nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    return (
+        f"tensor {name!r}{factor} holds {nan} NaN and {infinite} infinite values of {values.size} on the calibration "
+        "samples, so it has no range to quantise over; replace missing values before the first product "
+        "(torch.where), or leave int8 out of precision"
+    )
+
+
+def _session(model: onnx.ModelProto, tensors: Collection[str]) -> Any:
+    """An ONNX Runtime session of the graph with the tensors as outputs."""
     import onnxruntime as ort
 
     types = inspect.element_types(model)
@@ -183,6 +195,5 @@ def _session(model: onnx.ModelProto, tensors: Collection[str]) -> tuple[Any, str
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session, session.get_inputs()[0].name
+    options.intra_op_num_threads = cores.usable()
+    return ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])

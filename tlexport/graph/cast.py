@@ -15,18 +15,22 @@ from tlexport.graph import inspect
 FLUSHED = "fp16_flushed_to_zero"  # metadata key: how many weights were too small for FP16
 
 _FLOAT_BY_DEFINITION = {"Resize": (2,)}  # inputs that ONNX types as float32 whatever the data is
+_SHAPE_ONLY = ("Shape", "Size")  # what they make does not depend on their input's values
 LARGEST = float(np.finfo(np.float16).max)
+LARGEST_FP32 = float(np.finfo(np.float32).max)
 _log = logging.getLogger(__name__)
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with all compute, and everything between compute nodes, in FP16; inputs and outputs keep their types.
 
-    FP32 stay: the normalisation before the first compute node, what follows the last one (softmax, sigmoid), and
-    nodes that make floats out of other types. Casts stand at the borders.
+    FP32 stay: whatever is made of an input's values before the first compute node (imputation and scaling of raw
+    numbers up to float32's own limits, masks), what follows the last one (softmax, a value's own unit), and nodes that
+    make floats out of other types. Casts stand at the borders.
 
     Requires an FP32 graph without subgraphs. Raises ExportError naming weights that are NaN or beyond FP16's 65504;
-    weights that FP16 rounds to zero are counted in the metadata under `fp16_flushed_to_zero` and logged.
+    weights that FP16 rounds to zero are counted in the metadata under `fp16_flushed_to_zero` and logged. Float32's
+    lowest and highest numbers, which attention masks use for infinity, become FP16's.
     """
     _require_fp32(model)
     floats = {name for name, kind in inspect.element_types(model).items() if kind == TensorProto.FLOAT}
@@ -48,16 +52,16 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _half_nodes(graph: onnx.GraphProto, floats: set[str]) -> set[str]:
-    """Names of the nodes that shall compute in FP16."""
-    from_input = {value.name for value in graph.input}
-    after: set[str] = set()  # values with a compute node upstream
+    """Names of the nodes that shall compute in FP16: below a compute node, or fed by weights alone, and above another."""
+    raw = {value.name for value in graph.input}  # depend on the inputs' values and on no compute node
+    after: set[str] = set()  # have a compute node upstream
     head: set[str] = set()
     for node in graph.node:
         if node.op_type in inspect.COMPUTE or after.intersection(node.input):
             after.update(node.output)
-        elif from_input.intersection(node.input) and floats.intersection(node.output):
-            from_input.update(node.output)
+        elif raw.intersection(node.input):
             head.add(node.name)
+            raw.update(() if node.op_type in _SHAPE_ONLY else node.output)
     before: set[str] = set()  # values with a compute node downstream
     tail: set[str] = set()
     for node in reversed(graph.node):
@@ -120,6 +124,7 @@ def _half_weights(tensors: Iterable[TensorProto]) -> tuple[list[TensorProto], in
     flushed = 0
     for tensor in tensors:
         full = numpy_helper.to_array(tensor)
+        full = np.where(np.abs(full) == LARGEST_FP32, np.copysign(LARGEST, full), full).astype(full.dtype)
         finite = full[np.isfinite(full)]
         if np.isnan(full).any() or (np.abs(finite) > LARGEST).any():
             misfits.append(f"{tensor.name} (largest {np.abs(full).max():.4g})")
@@ -143,9 +148,10 @@ def _require_fp32(model: onnx.ModelProto) -> None:
     ):
         raise ExportError("graphs with branches or loops (If, Loop, Scan) cannot be cast to FP16")
     dtypes = inspect.compute_dtypes(model)
-    if not dtypes or set(dtypes.values()) != {"fp32"}:
-        found = ", ".join(sorted(set(dtypes.values()))) or "no Conv, Gemm or MatMul"
-        raise ExportError(f"the cast to FP16 starts from an FP32 graph; this one has {found}")
+    if not dtypes:
+        raise ExportError(inspect.NO_PRODUCTS.format("FP16"))
+    if found := sorted(set(dtypes.values()) - {"fp32"}):
+        raise ExportError(f"the cast to FP16 starts from an FP32 graph; this one has {', '.join(found)}")
 
 
 def _ensure_fp16(model: onnx.ModelProto) -> None:

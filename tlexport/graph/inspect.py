@@ -15,6 +15,8 @@ from tlexport.tensors import TensorSpec
 QUANTISABLE = ("Conv", "Gemm", "MatMul")
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+NO_PRODUCTS = "the graph multiplies no matrices (no Conv, Gemm or MatMul), so there is nothing to turn into {}; it runs as it is, as fp32"
+
 _LAYOUT_ONLY = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _PRECISION: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -41,8 +43,10 @@ def compute_dtypes(model: onnx.ModelProto) -> dict[str, str]:
     """Name of each Conv, ConvTranspose, Gemm and MatMul -> `fp32`, `fp16` or `int8` (rarely `bf16`, `fp64`, `int32` ...).
 
     A node is `int8` if both its factors come from 8-bit integers through DequantizeLinear, with nothing
-    but layout changes (Reshape, Transpose ...) in between; else it computes in the type of its output.
+    but layout changes (Reshape, Transpose ...) in between; else it computes in the type of its output. A graph of trees has none.
     """
+    if all(node.op_type not in COMPUTE for node in model.graph.node):
+        return {}  # a tree or a linear model in operators of its own, whose types ONNX does not always infer
     types = element_types(model)
     producers = {output: node for node in model.graph.node for output in node.output}
     dtypes: dict[str, str] = {}
@@ -141,5 +145,8 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(
         name=value.name,
         dtype=str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
-        shape=tuple(d.dim_param if d.HasField("dim_param") else d.dim_value for d in tensor.shape.dim),
+        shape=tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or (f"free_{axis}" if axis else "batch")
+            for axis, d in enumerate(tensor.shape.dim)
+        ),
     )

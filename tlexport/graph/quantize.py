@@ -1,9 +1,10 @@
 """FP32 to INT8 by QuantizeLinear and DequantizeLinear pairs, in the form each family of backends computes fastest.
 
 `trt` (TensorRT, TensorRT-RTX): every factor of a compute node is symmetric S8, activations per tensor, weights per
-output channel; biases stay float. `cpu` (ONNX Runtime, OpenVINO): activations are U8 with a zero point and biases S32.
-The outputs of convolutions are quantised too, because ONNX Runtime fuses an integer convolution only between Q/DQ on
-both sides; products of two activations (attention) stay FP32, which OpenVINO runs faster and ONNX Runtime as fast.
+output channel; biases stay float. `cpu` (ONNX Runtime, OpenVINO): activations are U8 with a zero point and biases S32; a
+batch of weight matrices shares one scale. The outputs of convolutions, and of a Gemm with a Relu, are quantised too,
+because ONNX Runtime fuses these only between Q/DQ on both sides; products of two activations (attention) stay FP32, which
+OpenVINO runs faster and ONNX Runtime as fast.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ def quantize(
     result breaks its promise: both factors of each quantised node dequantised, scales positive and finite.
     """
     _require_fp32(model, exclude)
-    _require_finite(model, ranges)
     chosen = _chosen(model.graph, flavour, exclude)
+    _require_finite(model, ranges, chosen)
+    if not any(node.op_type in inspect.QUANTISABLE for node in model.graph.node):
+        raise ExportError(inspect.NO_PRODUCTS.format("INT8"))
     if not chosen:
         raise ExportError("there is no Conv, Gemm or MatMul left to quantise")
     activations = _activations(model.graph, flavour, chosen)
@@ -66,7 +69,7 @@ def quantize(
     )
     for node in model.graph.node:
         if node.name in chosen:
-            insertion.quantise(node, integer_bias=flavour == "cpu")
+            insertion.quantise(node, for_cpu=flavour == "cpu")
         else:
             insertion.copy(node, dequantised=flavour == "cpu" and node.name not in exclude)
     result = insertion.applied_to(model)
@@ -129,10 +132,10 @@ class _Insertion:
             ]
         self.nodes.append(node)
 
-    def quantise(self, original: NodeProto, *, integer_bias: bool) -> None:
-        """Append the compute node with both factors dequantised from integers, and the bias too if asked and possible."""
+    def quantise(self, original: NodeProto, *, for_cpu: bool) -> None:
+        """Append the compute node with both factors dequantised from integers, and on CPUs the bias too where possible."""
         node = _copied(original)
-        biased = integer_bias and _takes_integer_bias(original, self.grids, self.floats)
+        biased = for_cpu and _takes_integer_bias(original, self.grids, self.floats)
         for index, name in enumerate(original.input[:2]):
             if name in self.grids:
                 node.input[index] = self._activation(name)
@@ -140,7 +143,10 @@ class _Insertion:
             weight = numpy_helper.to_array(self.floats[name])
             bias = numpy_helper.to_array(self.floats[original.input[2]]) if biased else None
             step = float(self.grids[original.input[0]].scale) if biased else 1.0
-            grid = self._weight_grid(weight, _channel_axis(original, index, weight.ndim), bias, step)
+            # ONNX Runtime has no kernel for a batch of weights (an ensemble's) with a scale for each channel.
+            batched = for_cpu and original.op_type == "MatMul" and weight.ndim > 2
+            axis = None if batched else _channel_axis(original, index, weight.ndim)
+            grid = self._weight_grid(weight, axis, bias, step)
             node.input[index] = self._constant(name, weight, grid, self.largest_weight)
             if bias is not None:
                 bias_grid = Grid(
@@ -238,7 +244,7 @@ def _activations(graph: onnx.GraphProto, flavour: Flavour, chosen: Collection[st
         quantised |= {
             _fused_output(node, graph)
             for node in graph.node
-            if node.name in chosen and node.op_type == "Conv"
+            if node.name in chosen and _needs_integer_output(node, graph)
         }
         quantised -= {value.name for value in graph.output}
     order = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
@@ -246,11 +252,16 @@ def _activations(graph: onnx.GraphProto, flavour: Flavour, chosen: Collection[st
     return [name for name in order if name in quantised - constants]
 
 
-def _fused_output(convolution: NodeProto, graph: onnx.GraphProto) -> str:
-    """What the convolution hands on: its output, or that of the Relu or Clip which alone reads it and vanishes into Q."""
-    readers = [node for node in graph.node if convolution.output[0] in node.input]
+def _needs_integer_output(node: NodeProto, graph: onnx.GraphProto) -> bool:
+    """Where ONNX Runtime computes in integers only if an integer follows: a Conv; a Gemm that it first fuses with its Relu."""
+    return node.op_type == "Conv" or (node.op_type == "Gemm" and _fused_output(node, graph) != node.output[0])
+
+
+def _fused_output(product: NodeProto, graph: onnx.GraphProto) -> str:
+    """What the product hands on: its output, or that of the Relu or Clip which alone reads it and vanishes into Q."""
+    readers = [node for node in graph.node if product.output[0] in node.input]
     fused = len(readers) == 1 and readers[0].op_type in ("Relu", "Clip")
-    return str(readers[0].output[0] if fused else convolution.output[0])
+    return str(readers[0].output[0] if fused else product.output[0])
 
 
 def _channel_axis(node: NodeProto, index: int, rank: int) -> int | None:
@@ -296,10 +307,12 @@ def _require_fp32(model: onnx.ModelProto, exclude: Collection[str]) -> None:
         )
 
 
-def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
+def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Collection[str]) -> None:
+    """Of the constants only those that are quantised: a vocabulary may well hold NaN, which equals nothing."""
     strange = [name for name, interval in ranges.items() if not np.isfinite(interval).all()]
+    factors = {name for node in model.graph.node if node.name in chosen for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
+        if tensor.name in factors and not np.isfinite(numpy_helper.to_array(tensor)).all():
             strange.append(tensor.name)
     if strange:
         raise ExportError(f"NaN or infinity in weights or ranges: {', '.join(strange[:5])}")

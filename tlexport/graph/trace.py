@@ -8,14 +8,17 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx_ir
+import onnxscript.optimizer
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tlexport.errors import ExportError
-from tlexport.graph import inspect
+from tlexport.graph import einsum, inspect
 from tlexport.run import replacing, versions
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 BATCH = "batch"
 LAST_WITHOUT_ATTENTION = 22  # from opset 23 on the exporter fuses attention into one operator
 LIMIT = 2**31 - 2**20  # protobuf's limit of one message, less what the nodes take
+INPUTS = ("uint8", "int32", "float32")  # element types that every backend reads
+NO_TERM = 1e-8  # onnxscript's rewrite rules take a scalar this near to 0 for 0
 METADATA = ("class_names", "preprocessing", "task")
 
 _log = logging.getLogger(__name__)
@@ -31,20 +36,21 @@ _log = logging.getLogger(__name__)
 
 def trace(
     module: torch.nn.Module,
-    example: torch.Tensor,
+    example: tuple[torch.Tensor, ...],
     *,
     opset: int,
-    input_name: str = "images",
-    output_name: str = "probabilities",
+    input_names: tuple[str, ...],
+    output_name: str,
     metadata: dict[str, str],
 ) -> onnx.ModelProto:
-    """Export a module that takes uint8 [N, C, S, S] and returns float32 [N, K], with N symbolic.
+    """Export a module that takes tensors [N, ...], one for each of `input_names`, and returns float32 [N, K]; N is symbolic.
 
-    `example` is uint8 [2, C, S, S] (a batch of 1 would be taken for a constant). `metadata` needs `class_names` and
-    `preprocessing` (both JSON) and `task`; `opset` and `tlexport_version` are added. The module is put into eval mode.
-    The same module gives the same bytes; BatchNorm after Conv is folded, every node has a unique name, and nothing
-    of the machine is left in the graph. Attention is spelt out in MatMuls whatever the opset: they can be quantised,
-    and TensorRT-RTX refuses the fused operator in FP32.
+    `example` holds uint8, int32 or float32 tensors with N = 2 (a batch of 1 would be taken for a constant); all other
+    dimensions stay as they are there. `metadata` needs `class_names` and `preprocessing` (both JSON) and `task`;
+    `opset` and `tlexport_version` are added. The module is put into eval mode. The same module gives the same bytes;
+    BatchNorm after Conv is folded, every node has a unique name, and nothing of the machine is left in the graph.
+    Attention is spelt out in MatMuls whatever the opset: they can be quantised, and TensorRT-RTX refuses the fused
+    operator in FP32.
 
     Raises ExportError if the module cannot be exported or the result breaks one of these promises.
     """
@@ -53,14 +59,16 @@ def trace(
             f"the graph's metadata lacks {', '.join(missing)} (it has: {', '.join(metadata) or 'nothing'})"
         )
     _require_size(sum(tensor.nbytes for tensor in module.state_dict().values()))
-    model = _export(module, example, min(opset, LAST_WITHOUT_ATTENTION), input_name, output_name)
+    _require_example(example, input_names)
+    model = _export(module, example, min(opset, LAST_WITHOUT_ATTENTION), input_names, output_name)
     if opset > LAST_WITHOUT_ATTENTION:
         model = onnx.version_converter.convert_version(model, opset)
+    model = einsum.to_matmul(model)
     _strip(model)
     _name_nodes(model.graph)
     stamp = {**metadata, "opset": str(opset), "tlexport_version": versions().get("tlexport", "unknown")}
     onnx.helper.set_model_props(model, dict(sorted(stamp.items())))
-    _ensure_clean(model, input_name, output_name)
+    _ensure_clean(model, input_names, output_name)
     return model
 
 
@@ -87,8 +95,22 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _require_example(example: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> None:
+    if len(example) != len(names):
+        raise ExportError(f"{len(example)} example tensors for {len(names)} inputs ({', '.join(names)})")
+    dtypes = {
+        name: str(tensor.dtype).removeprefix("torch.") for name, tensor in zip(names, example, strict=True)
+    }
+    if strange := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in INPUTS]:
+        raise ExportError(f"{', '.join(strange)}; every backend takes inputs of {', '.join(INPUTS)}")
+
+
 def _export(
-    module: torch.nn.Module, example: torch.Tensor, opset: int, input_name: str, output_name: str
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    opset: int,
+    input_names: tuple[str, ...],
+    output_name: str,
 ) -> onnx.ModelProto:
     import torch
 
@@ -96,18 +118,54 @@ def _export(
         try:
             program: Any = torch.onnx.export(
                 module.eval(),
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[input_name],
+                optimize=False,
+                input_names=list(input_names),
                 output_names=[output_name],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=_free_batch(module, len(example)),
                 verbose=False,
             )
+            _keep_small_terms(program.model)
+            program.optimize()
             model: onnx.ModelProto = program.model_proto
         except Exception as error:  # the exporter raises whatever the module's own code raises
             raise ExportError(f"the model cannot be exported to ONNX: {_root_cause(error)}") from error
     return model
+
+
+def _keep_small_terms(model: onnx_ir.Model) -> None:
+    """Hide the terms that the exporter's optimiser would drop: it takes `x + c` for `x + 0` up to |c| = 1e-8.
+
+    Such a term keeps a division by a deviation of zero finite. Only scalars are recognised, so it becomes a vector of one.
+    """
+    onnxscript.optimizer.inline(model)
+    onnxscript.optimizer.fold_constants(model)
+    for node in list(model.graph):
+        for index, value in enumerate(node.inputs if node.op_type in ("Add", "Sub") else ()):
+            constant = None if value is None else value.const_value
+            if constant is None or constant.shape.rank() or not 0 < abs(constant.numpy()) <= NO_TERM:
+                continue
+            kept = onnx_ir.tensor(constant.numpy().reshape(1), name=f"{value.name}_kept")
+            initializer = onnx_ir.Value(
+                name=kept.name, type=onnx_ir.TensorType(kept.dtype), shape=kept.shape, const_value=kept
+            )
+            model.graph.initializers[initializer.name] = initializer
+            node.replace_input_with(index, initializer)
+
+
+def _free_batch(module: torch.nn.Module, count: int) -> tuple[Any, ...]:
+    """`dynamic_shapes` of torch.export: the first dimension, one and the same for all; starred arguments are one entry."""
+    import torch
+
+    batch = torch.export.Dim(BATCH)
+    shapes: tuple[Any, ...] = tuple({0: batch} for _ in range(count))
+    kinds = [parameter.kind for parameter in signature(module.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])
 
 
 @contextlib.contextmanager
@@ -168,16 +226,17 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         seen[base] += 1
 
 
-def _ensure_clean(model: onnx.ModelProto, input_name: str, output_name: str) -> None:
+def _ensure_clean(model: onnx.ModelProto, input_names: tuple[str, ...], output_name: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exporter made an invalid graph: {_first_line(error)}") from error
     inputs, outputs = inspect.io(model)
-    if [spec.name for spec in inputs] != [input_name] or [spec.name for spec in outputs] != [output_name]:
-        found = ", ".join(spec.name for spec in (*inputs, *outputs))
+    if tuple(spec.name for spec in inputs) != input_names or [spec.name for spec in outputs] != [output_name]:
+        found = (", ".join(spec.name for spec in specs) or "none" for specs in (inputs, outputs))
         raise ExportError(
-            f"the graph must have one input {input_name!r} and one output {output_name!r}, it has {found}"
+            f"the graph must have the inputs {', '.join(input_names)} and the output {output_name}; "
+            f"it has the inputs {next(found)} and the outputs {next(found)}"
         )
     for spec in (*inputs, *outputs):
         if spec.shape[:1] != (BATCH,) or any(isinstance(d, str) for d in spec.shape[1:]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlexport import cores
 from tlexport.errors import DataError
 from tlexport.modalities.image_pixels import Pixels
 
@@ -41,6 +41,9 @@ class Preprocessing:
         if not known or self.channels not in (1, 3) or self.image_size < 1:
             raise DataError(f"{self} is no preprocessing that this version of tlexport knows")
 
+    def describe(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
     def apply(self, image: NDArray[np.uint8]) -> Pixels:
         """One image, uint8 [H, W], [H, W, 1] or [H, W, 3], as uint8 [C, S, S]."""
         return np.ascontiguousarray(self.square(image).transpose(2, 0, 1))
@@ -59,7 +62,7 @@ class Preprocessing:
             for index in range(len(images)):
                 fill(index)
         else:
-            with ThreadPoolExecutor(available_cores()) as pool:
+            with ThreadPoolExecutor(cores.usable()) as pool:
                 list(pool.map(fill, range(len(images))))
         return out
 
@@ -101,11 +104,6 @@ class Preprocessing:
             ((size - fitted[0]) // 2, (size - fitted[1]) // 2),
         )
         return canvas
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _scaled(side: int, size: int, longer: int) -> int:

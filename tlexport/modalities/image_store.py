@@ -23,9 +23,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tlexport import cores
 from tlexport.errors import StorageError
 from tlexport.modalities.image_pixels import CorruptImageError, Pixels
-from tlexport.modalities.image_preprocessing import Preprocessing, available_cores
+from tlexport.modalities.image_preprocessing import Preprocessing
 from tlexport.modalities.image_samples import Files
 from tlexport.modalities.splits import content_hashes
 from tlexport.run import replacing, write_json
@@ -83,7 +84,7 @@ def channels(files: Files, rows: NDArray[np.int64]) -> int:
         except CorruptImageError:
             return 0
 
-    with _silenced(), ThreadPoolExecutor(available_cores()) as pool:
+    with _silenced(), ThreadPoolExecutor(cores.usable()) as pool:
         return 3 if 3 in pool.map(look, rows) else 1
 
 
@@ -166,7 +167,7 @@ def _decoded(
         except CorruptImageError as error:
             return error
 
-    with _silenced(), ThreadPoolExecutor(available_cores()) as pool:
+    with _silenced(), ThreadPoolExecutor(cores.usable()) as pool:
         for start in range(0, len(rows), _CHUNK):
             yield from pool.map(one, rows[start : start + _CHUNK])
             if progress is not None:

@@ -1,0 +1,83 @@
+"""One candidate's calls while they are being timed, and what the clock itself costs.
+
+Where the clock would be more than a small share of a call, several calls are timed as one sample: the sample is then their
+mean, and a percentile is one of means, which says less about single slow calls.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from itertools import repeat
+
+import numpy as np
+
+Call = Callable[[], object]
+
+WARMUP_WINDOW = 10
+WARMUP_AGREEMENT = 0.05
+CLOCK_READINGS = 2001
+
+
+def clock_ns() -> float:
+    """What the timing shows for a call that does nothing, in nanoseconds: the median of 2001."""
+    recorder = Recorder(lambda: None, began=0.0)
+    return float(np.median([recorder.timed()[1] for _ in range(CLOCK_READINGS)]))
+
+
+class Recorder:
+    """`ns` and `started` hold the counted samples, each of `calls_per_sample` calls."""
+
+    def __init__(self, call: Call, began: float) -> None:
+        self.call = call
+        self.began = began
+        self.ns: list[float] = []
+        self.started: list[float] = []
+        self.calls_per_sample = 1
+        self.warmup_calls = 0
+        self.stationary = False
+        self.dropped = ""
+
+    def warm_up(self, limit_s: float) -> float:
+        """Call until the medians of two consecutive windows agree, or the time is up; returns the last window's median in ns.
+
+        The first call is outside the limit: it may compile.
+        """
+        first = self.timed()[1]
+        self.warmup_calls = 1
+        deadline = time.perf_counter() + limit_s
+        window: list[int] = []
+        previous = math.inf
+        while time.perf_counter() < deadline and not self.stationary:
+            window.append(self.timed()[1])
+            self.warmup_calls += 1
+            if len(window) == WARMUP_WINDOW:
+                median = float(np.median(window))
+                self.stationary = abs(median - previous) <= WARMUP_AGREEMENT * median
+                previous, window = median, []
+        return previous if math.isfinite(previous) else float(np.median(window or [first]))
+
+    def share_clock(self, median_ns: float, clock: float, share: float) -> None:
+        """Time so many calls together that the clock is at most `share` of a sample."""
+        self.calls_per_sample = max(1, math.ceil(clock / (share * max(median_ns - clock, 1.0))))
+
+    def block(self, settle: int, settle_s: float, counted: int) -> None:
+        """`counted` samples after at least `settle` calls and, where there are any, at least `settle_s` of them."""
+        until = time.perf_counter() + settle_s * bool(settle)
+        for _ in range(settle):
+            self.call()
+        while time.perf_counter() < until:
+            self.call()
+        for _ in range(counted):
+            start, elapsed = self.timed()
+            self.ns.append(elapsed / self.calls_per_sample)
+            self.started.append(start / 1e9 - self.began)
+
+    def timed(self) -> tuple[int, int]:
+        """When a sample began and how long it took, in ns."""
+        call, times = self.call, repeat(None, self.calls_per_sample)
+        start = time.perf_counter_ns()
+        for _ in times:
+            call()
+        return start, time.perf_counter_ns() - start
