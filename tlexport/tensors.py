@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
@@ -35,3 +40,18 @@ class Profile(BaseModel):
                 f"a profile needs 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}"
             )
         return self
+
+
+def named(inputs: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Input name -> contiguous array [n, ...], of a plain array (one name) or a structured one (a field a name).
+
+    A structured array may hold more fields than are named. Raises ValueError if a name has no field.
+    """
+    fields = inputs.dtype.names
+    if fields is None and len(names) == 1:
+        return {names[0]: np.ascontiguousarray(inputs)}
+    if fields is None or not set(names) <= set(fields):
+        raise ValueError(
+            f"inputs hold {', '.join(fields or ('one plain array',))}; wanted: {', '.join(names)}"
+        )
+    return {name: np.ascontiguousarray(inputs[name]) for name in names}

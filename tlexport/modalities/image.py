@@ -20,42 +20,42 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError, LeakageError
-from tlexport.modalities import image_sources, image_store, splits
+from tlexport.modalities import dataset, image_sources, image_store, splits
+from tlexport.modalities.dataset import Corrupt, Duplicate
 from tlexport.modalities.image_preprocessing import Preprocessing
-from tlexport.modalities.image_report import Corrupt, DataReport, Duplicate, class_counts, fingerprint
+from tlexport.modalities.image_report import ImageReport, class_counts, fingerprint
 from tlexport.modalities.image_samples import Files, Samples, few
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "DataReport", "ImageData", "Preprocessing", "Split", "load"]
+__all__ = ["HIGHER_IS_BETTER", "METRICS", "ImageData", "ImageReport", "Preprocessing", "Split", "load"]
 
 Progress = Callable[[int, int], None]
 _LISTED = 1000  # names that a report holds of ignored files and of duplicates
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split(dataset.Split):
+    """`inputs` are uint8 [n, h, w, C] as stored; `batch` makes of them what the graph takes, uint8 [B, C, S, S]."""
+
+    preprocessing: Preprocessing
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        return self.inputs
+
+    def batch(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        return self.preprocessing.batch(self.inputs[rows])
+
+
 @dataclass(frozen=True)
-class Split:
-    """images: uint8 [n, h, w, C] as stored; labels: int64 [n] or uint8 0/1 [n, K]; groups: str [n] or None."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[Any]
-    groups: NDArray[np.str_] | None
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A data set that is ready to train on."""
+class ImageData(dataset.Dataset):
+    """A data set of images that is ready to train on."""
 
     train: Split
     val: Split
     test: Split
-    task: str  # binary, multiclass, multilabel
-    class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    report: DataReport
+    report: ImageReport
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def load(
     duplicates = _duplicates(pixels, samples)
     pixels, dropped = _resolve_duplicates(pixels, duplicates, data.duplicates)
     _check_classes(pixels.rows, labels, class_names)
-    made = {name: _split(samples, labels, pixels, name) for name in splits.NAMES}
+    made = {name: _split(samples, labels, pixels, name, preprocessing) for name in splits.NAMES}
     groups = {name: len(np.unique(split.groups)) for name, split in made.items() if split.groups is not None}
-    report = DataReport(
+    report = ImageReport(
         source=data.path,
         samples={name: len(split) for name, split in made.items()},
         counts={name: class_counts(split.labels, class_names) for name, split in made.items()},
@@ -101,6 +101,8 @@ def load(
         duplicates=duplicates[:_LISTED],
         duplicates_count={name: sum(d.split == name for d in duplicates) for name in ("val", "test")},
         dropped=dropped,
+        problems=_broken(pixels.corrupt),
+        leaks=_shared(duplicates, dropped),
         sha256=fingerprint({n: (pixels.hashes[n], s.labels, s.groups) for n, s in made.items()}),
         notes=(*samples.notes, *_unseen(made, class_names)),
     )
@@ -258,6 +260,21 @@ def _resolve_duplicates(
     return kept, len(pairs)
 
 
+def _broken(corrupt: tuple[Corrupt, ...]) -> tuple[str, ...]:
+    if not corrupt:
+        return ()
+    first = corrupt[0]
+    return (f"{len(corrupt)} unreadable files were left out, the first: {first.name} ({first.reason})",)
+
+
+def _shared(duplicates: tuple[Duplicate, ...], dropped: int) -> tuple[str, ...]:
+    in_test = [twin for twin in duplicates if twin.split == "test"]
+    if not in_test:
+        return ()
+    done = "they were left out of test" if dropped else "data.duplicates=drop leaves them out of test"
+    return (f"{len(in_test)} test images are also in train, the first: {in_test[0].name}; {done}",)
+
+
 def _unseen(made: dict[str, Split], class_names: tuple[str, ...]) -> list[str]:
     """What a reader of the metrics should know: classes that are never asked for."""
     notes = []
@@ -269,10 +286,13 @@ def _unseen(made: dict[str, Split], class_names: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def _split(samples: Samples, labels: NDArray[Any], pixels: _Pixels, name: str) -> Split:
+def _split(
+    samples: Samples, labels: NDArray[Any], pixels: _Pixels, name: str, preprocessing: Preprocessing
+) -> Split:
     rows = pixels.rows[name]
     return Split(
-        images=pixels.images[name],
+        preprocessing=preprocessing,
+        inputs=pixels.images[name],
         labels=labels[rows],
         groups=None if samples.groups is None else samples.groups[rows].astype(np.str_),
         names=tuple(samples.names[row] for row in rows),

@@ -8,48 +8,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from tlexport.modalities.dataset import DataReport
 
 
-class Corrupt(BaseModel):
-    """A file that could not be read, and why."""
+class ImageReport(DataReport):
+    """What else is known of images."""
 
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    reason: str
-
-
-class Duplicate(BaseModel):
-    """An image of val or test whose pixels are also in train."""
-
-    model_config = ConfigDict(frozen=True)
-
-    split: str
-    name: str
-    train: str
-
-
-class DataReport(BaseModel):
-    """What was found and what was done with it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str
-    samples: dict[str, int]  # by split
-    counts: dict[str, dict[str, int]]  # split -> class -> samples (positives if multilabel)
-    split_origin: dict[str, str]  # split -> given, or how it was drawn
-    groups: dict[str, int] | None  # groups in each split
     channels: int
     stored_size: tuple[int, int]  # height, width
-    corrupt: tuple[Corrupt, ...]
     ignored: tuple[str, ...]  # the first 1000 files that are no images
     ignored_count: int
-    duplicates: tuple[Duplicate, ...]  # the first 1000
     duplicates_count: dict[str, int]  # val, test -> images that are also in train
     dropped: int  # test images left out because of that
-    sha256: str  # of the pixels, label and group of every sample, in order
-    notes: tuple[str, ...]
 
 
 def class_counts(labels: NDArray[Any], class_names: tuple[str, ...]) -> dict[str, int]:
