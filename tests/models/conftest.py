@@ -29,7 +29,7 @@ def lite0_package() -> str:
 @pytest.fixture
 def lite0(lite0_package: str) -> image.ImageModel:
     torch.manual_seed(0)
-    model = image.create(image.describe(LITE0, classes=3, task="multiclass", image_size=64))
+    model = image.create(image.describe_backbone(LITE0, classes=3, task="multiclass", image_size=64))
     weights.load(model, lite0_package, allow_mismatch=False)
     return model.eval()
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tlexport.errors import RecipeError
-from tlexport.models import backbones, image
+from tlexport.models import backbones, image, network
 
 # One of each family at a small member and size: name, size, channels.
 SAMPLE = [
@@ -82,7 +82,7 @@ def first_calls(model: image.ImageModel, stages: list[list[str]], x: torch.Tenso
 @pytest.mark.parametrize(("name", "size", "channels"), SAMPLE)
 def test_every_family(name: str, size: int, channels: int) -> None:
     torch.manual_seed(0)
-    spec = image.describe(name, classes=3, task="multiclass", channels=channels, image_size=size)
+    spec = image.describe_backbone(name, classes=3, task="multiclass", channels=channels, image_size=size)
     model = image.create(spec)
     x = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
     stages = [names for _, names in model.stages()]
@@ -124,7 +124,9 @@ def test_stage_of_norms_joins_the_one_before() -> None:
 
 
 def test_resnet_stages_are_its_layers() -> None:
-    model = image.create(image.describe("torchvision/resnet18", classes=2, task="binary", image_size=32))
+    model = image.create(
+        image.describe_backbone("torchvision/resnet18", classes=2, task="binary", image_size=32)
+    )
     stages = dict(model.stages())
     assert list(stages) == ["stem", "stage1", "stage2", "stage3", "stage4"]
     assert all(name.startswith("layer4.") for name in stages["stage4"])
@@ -143,7 +145,7 @@ def test_resnet_stages_are_its_layers() -> None:
 def test_refused_size_names_the_networks_own(name: str, size: int) -> None:
     own = backbones.published(name).image_size
     with pytest.raises(RecipeError, match=rf"{name} does not take images of 3 x {size} x {size}.*{own}"):
-        image.create(image.describe(name, classes=2, task="binary", image_size=size))
+        image.create(image.describe_backbone(name, classes=2, task="binary", image_size=size))
 
 
 @pytest.mark.parametrize(
@@ -160,16 +162,17 @@ def test_refused_size_names_the_networks_own(name: str, size: int) -> None:
 )
 def test_unknown_backbone(typed: str, suggested: str) -> None:
     with pytest.raises(RecipeError, match="no classification network") as caught:
-        image.describe(typed, classes=2, task="binary")
+        image.describe_backbone(typed, classes=2, task="binary")
     assert suggested in str(caught.value)
 
 
 def test_weights_tag() -> None:
     assert (
-        image.describe("timm/resnet50.a1_in1k", classes=2, task="binary").backbone == "timm/resnet50.a1_in1k"
+        image.describe_backbone("timm/resnet50.a1_in1k", classes=2, task="binary").backbone
+        == "timm/resnet50.a1_in1k"
     )
     with pytest.raises(RecipeError, match=r"no weights tag 'a99'.*a1_in1k"):
-        image.describe("timm/resnet50.a99", classes=2, task="binary")
+        image.describe_backbone("timm/resnet50.a99", classes=2, task="binary")
 
 
 def test_list_backbones_has_every_classifier_and_nothing_else() -> None:
@@ -188,9 +191,9 @@ def test_no_family_of_torchvision_is_left_out() -> None:
 
 
 def test_describe_takes_the_librarys_normalisation() -> None:
-    spec = image.describe("timm/tf_efficientnet_lite0", classes=2, task="binary")
+    spec = image.describe_backbone("timm/tf_efficientnet_lite0", classes=2, task="binary")
     assert (spec.mean, spec.std, spec.image_size) == ((0.5,) * 3, (0.5,) * 3, 224)
-    grey = image.describe("torchvision/resnet50", classes=2, task="binary", channels=1)
+    grey = image.describe_backbone("torchvision/resnet50", classes=2, task="binary", channels=1)
     assert grey.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
     assert grey.std == pytest.approx(((0.229 + 0.224 + 0.225) / 3,))
     assert image.ModelSpec.model_validate_json(grey.model_dump_json()) == grey
@@ -201,7 +204,7 @@ def test_googlenet_needs_no_inner_shift_with_our_normalisation() -> None:
     from torchvision.models import googlenet
 
     torch.manual_seed(0)
-    spec = image.describe("torchvision/googlenet", classes=2, task="binary", image_size=64)
+    spec = image.describe_backbone("torchvision/googlenet", classes=2, task="binary", image_size=64)
     ours = image.create(spec).eval()
     theirs = googlenet(weights=None, transform_input=True, aux_logits=False, init_weights=False).eval()
     x = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
@@ -219,7 +222,9 @@ def test_uint8_and_float_images_are_the_same(lite0: image.ImageModel, images: to
 
 
 def test_own_dropout_before_the_classifier_is_replaced_by_ours() -> None:
-    spec = image.describe("torchvision/mobilenet_v2", classes=2, task="binary", image_size=32, dropout=0.4)
+    spec = image.describe_backbone(
+        "torchvision/mobilenet_v2", classes=2, task="binary", image_size=32, dropout=0.4
+    )
     model = image.create(spec)
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.4]
 
@@ -228,7 +233,7 @@ def test_own_dropout_before_the_classifier_is_replaced_by_ours() -> None:
 def test_serving_model(lite0: image.ImageModel, images: torch.Tensor, task: str, total: float | None) -> None:
     lite0.spec = lite0.spec.model_copy(update={"task": task})
     with torch.no_grad():
-        logits, probabilities = lite0(images), image.ServingModel(lite0)(images)
+        logits, probabilities = lite0(images), network.ServingModel(lite0)(images)
     assert probabilities.dtype == torch.float32
     if total is None:
         assert torch.allclose(probabilities, 1 / (1 + torch.exp(-logits)))
@@ -241,7 +246,7 @@ def exported_errors(model: image.ImageModel, images: torch.Tensor, folder) -> li
     """Largest error of the exported graph in ONNX Runtime against eager, at batches 1, 2 and 8."""
     import onnxruntime
 
-    serving = image.ServingModel(model).eval()
+    serving = network.ServingModel(model).eval()
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         serving, (images[:2],), dynamo=True, opset_version=20, dynamic_shapes=({0: batch},), verbose=False
@@ -280,7 +285,7 @@ def test_serving_model_exports(lite0: image.ImageModel, images: torch.Tensor, tm
 )
 def test_other_architectures_export(name: str, images: torch.Tensor, tmp_path) -> None:
     torch.manual_seed(0)
-    model = image.create(image.describe(name, classes=3, task="multiclass", image_size=64))
+    model = image.create(image.describe_backbone(name, classes=3, task="multiclass", image_size=64))
     rescale(model, images)
     assert max(exported_errors(model, images, tmp_path)) < 1e-5
 

@@ -22,7 +22,7 @@ SMALL = "timm/lcnet_035"
 
 def model_of(name: str, channels: int = 3, size: int = 64) -> image.ImageModel:
     return image.create(
-        image.describe(name, classes=3, task="multiclass", channels=channels, image_size=size)
+        image.describe_backbone(name, classes=3, task="multiclass", channels=channels, image_size=size)
     )
 
 
@@ -60,7 +60,7 @@ def test_package_recognises_ants_and_bees(lite0_package: str, shared_data: Path)
     """The mapping by order is right only if the network with the package's own head still sees ImageNet's classes."""
     from PIL import Image
 
-    spec = image.describe(LITE0, classes=1000, task="multiclass", image_size=224)
+    spec = image.describe_backbone(LITE0, classes=1000, task="multiclass", image_size=224)
     model = image.create(spec).eval()
     weights.load(model, lite0_package, allow_mismatch=False)
     model.head[1].load_state_dict(package_head())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,25 +14,46 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tlexport.errors import RecipeError, RunError, WeightsError
-from tlexport.models import statefile
-from tlexport.models.image import ImageModel, ModelSpec, create
+from tlexport.models import MODELS, statefile
+from tlexport.models.network import Network, Spec
 from tlexport.run import digest, read_json, replacing, write_json
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, GRAPH, DESCRIPTION = "model.safetensors", "model.onnx", "model.json"
 
 
 class Description(BaseModel):
-    """What `model.json` holds. `sha256` is of `model.safetensors`: the two belong together."""
+    """What `model.json` holds. `sha256` is of `file`: the two belong together.
+
+    A plain baseline has no network: its `file` is a graph, and `spec` holds no more than its name and task.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = 1
-    spec: ModelSpec
+    file: Literal["model.safetensors", "model.onnx"] = "model.safetensors"
+    spec: dict[str, Any]
     sha256: str
     extra: dict[str, Any] = {}
 
+    @property
+    def backbone(self) -> str:
+        return str(self.spec["backbone"])
 
-def save_checkpoint(folder: Path, model: ImageModel, spec: ModelSpec, extra: Mapping[str, Any]) -> None:
+    @property
+    def task(self) -> str:
+        return str(self.spec["task"])
+
+    @property
+    def modality(self) -> str:
+        return str(self.spec.get("modality", "image"))
+
+    def network(self) -> Spec:
+        """The spec in its modality's own type. Raises pydantic's ValidationError."""
+        spec: Spec = MODELS[self.modality].Spec.model_validate(self.spec)
+        return spec
+
+
+def save_checkpoint(folder: Path, model: Network, spec: Spec, extra: Mapping[str, Any]) -> None:
     """Write the two files, each whole or not at all. `extra` is anything JSON can hold (labels, metrics ...).
 
     Raises StorageError if the disk is full or the folder cannot be written.
@@ -42,42 +63,63 @@ def save_checkpoint(folder: Path, model: ImageModel, spec: ModelSpec, extra: Map
             save_file(_separate(model.state_dict()), partial, metadata={"format": "pt"})
         except SafetensorError as error:
             raise _as_os_error(error, folder / WEIGHTS) from error
-    description = Description(spec=spec, sha256=digest(folder / WEIGHTS), extra=dict(extra))
+    description = Description(
+        spec=spec.model_dump(mode="json"), sha256=digest(folder / WEIGHTS), extra=dict(extra)
+    )
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
 
 
-def load_checkpoint(folder: Path) -> tuple[ImageModel, ModelSpec, dict[str, Any]]:
+def save_graph(folder: Path, graph: bytes, name: str, task: str, extra: Mapping[str, Any]) -> None:
+    """A checkpoint of a model that is nothing but a graph. Raises StorageError."""
+    with replacing(folder / GRAPH) as partial:
+        partial.write_bytes(graph)
+    spec = {"backbone": name, "task": task}
+    description = Description(file="model.onnx", spec=spec, sha256=digest(folder / GRAPH), extra=dict(extra))
+    write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
+
+
+def load_checkpoint(folder: Path) -> tuple[Network, Spec, dict[str, Any]]:
     """The model in eval mode on the CPU, its spec and the extra that was saved with it.
 
     Raises RunError if a file is missing, damaged or was changed.
     """
     description = describe_checkpoint(folder)
+    if description.file == GRAPH:
+        raise RunError(f"{folder} holds {description.backbone}, a graph without a network")
     try:
         tensors = statefile.read(folder / WEIGHTS, strip=False).tensors
         with torch.random.fork_rng(devices=[]):
-            model = create(description.spec)
+            spec = description.network()
+            model = MODELS[spec.modality].create(spec)
         model.load_state_dict(tensors)
     except (WeightsError, RecipeError, RuntimeError) as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from error
-    return model.eval(), description.spec, description.extra
+    return model.eval(), spec, description.extra
 
 
 def describe_checkpoint(folder: Path) -> Description:
-    """Read `model.json` and hold the weights against its hash. Raises RunError."""
-    for name in (WEIGHTS, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder} is not a checkpoint: it has no {name}")
+    """Read `model.json` and hold the model's file against its hash. Raises RunError."""
+    if not (folder / DESCRIPTION).is_file():
+        raise RunError(f"{folder} is not a checkpoint: it has no {DESCRIPTION}")
     try:
         description = Description.model_validate(read_json(folder / DESCRIPTION))
+        if description.file == WEIGHTS:
+            if description.modality not in MODELS:
+                raise RunError(
+                    f"{folder / DESCRIPTION} is of modality {description.modality!r} (known: {', '.join(MODELS)})"
+                )
+            description.network()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunError(
             f"{folder / DESCRIPTION} is not a model's description ({where}: {first['msg']})"
         ) from error
-    if digest(folder / WEIGHTS) != description.sha256:
+    if not (folder / description.file).is_file():
+        raise RunError(f"{folder} is not a checkpoint: it has no {description.file}")
+    if digest(folder / description.file) != description.sha256:
         raise RunError(
-            f"{folder / WEIGHTS} is not the file that {DESCRIPTION} describes: it is damaged or was changed"
+            f"{folder / description.file} is not the file that {DESCRIPTION} describes: it is damaged or was changed"
         )
     return description
 

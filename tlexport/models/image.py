@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tlexport.errors import RecipeError
-from tlexport.models import backbones
+from tlexport.models import backbones, download, network
 from tlexport.models.backbones import list_backbones
+from tlexport.models.network import Network, Stages, Task
+from tlexport.models.statefile import Found, StateFile
+from tlexport.recipe import Pretrain, Recipe
+from tlexport.run import digest
 
-__all__ = ["ImageModel", "ModelSpec", "ServingModel", "create", "describe", "list_backbones"]
+__all__ = [
+    "ImageModel",
+    "ModelSpec",
+    "Spec",
+    "align",
+    "create",
+    "describe",
+    "describe_backbone",
+    "list_backbones",
+    "prepare",
+    "pretext",
+    "published",
+]
 
-Task = Literal["binary", "multiclass", "multilabel"]
 
+class ModelSpec(network.Spec):
+    """`mean` and `std` are of images scaled to 0..1."""
 
-class ModelSpec(BaseModel):
-    """All that is needed to rebuild the network without its weights. `mean` and `std` are of images scaled to 0..1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backbone: str
-    classes: int
-    task: Task
+    modality: Literal["image"] = "image"
     channels: int
     image_size: int
-    dropout: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-class ImageModel(nn.Module):
+Spec = ModelSpec
+
+
+class ImageModel(Network):
     """Images [B,C,S,S], uint8 or float in 0..255 -> logits [B,K].
 
     Mean and standard deviation come from the spec, so their buffers are not part of the state dict:
     that holds `backbone.*` under the library's own names and `head.*`.
     """
+
+    INPUTS = ("images",)
+    spec: ModelSpec
 
     def __init__(self, spec: ModelSpec, backbone: nn.Module, dimension: int) -> None:
         super().__init__()
@@ -63,40 +77,34 @@ class ImageModel(nn.Module):
         """Images in 0..255 -> (x / 255 - mean) / std in the model's own float type."""
         return x.to(self.scale.dtype) * self.scale - self.shift
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, *inputs: Tensor) -> Tensor:
         """Images [B,C,S,S] in 0..255 -> features [B,D]."""
-        found: Tensor = self.backbone(self.normalise(x))
+        (images,) = inputs
+        found: Tensor = self.backbone(self.normalise(images))
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-    def stages(self) -> list[tuple[str, list[str]]]:
-        """The backbone's parameters by stage from the input to the last, named as `self.backbone` names them.
-
-        Each parameter is in exactly one stage; the head is in none.
-        """
+    def stages(self) -> Stages:
         groups = backbones.stages(self.spec.backbone, self.backbone)
         return [("stem" if index == 0 else f"stage{index}", names) for index, names in enumerate(groups)]
 
 
-class ServingModel(nn.Module):
-    """What is exported and what every claim is checked against: uint8 [B,C,S,S] -> probabilities float32 [B,K].
+def describe(recipe: Recipe, data: Any) -> ModelSpec:
+    """The spec of the recipe's backbone for this data. Raises RecipeError for an unknown name, or for options."""
+    if recipe.backbone.options:
+        raise RecipeError(
+            f"backbone.options ({', '.join(recipe.backbone.options)}): {recipe.backbone.name} takes none; its name says it all"
+        )
+    return describe_backbone(
+        recipe.backbone.name,
+        classes=len(data.class_names),
+        task=data.task,
+        channels=data.preprocessing.channels,
+        image_size=data.preprocessing.image_size,
+        dropout=recipe.backbone.dropout,
+    )
 
-    Softmax over the classes of a binary or multiclass task, a sigmoid per class of a multilabel one.
-    """
 
-    def __init__(self, model: ImageModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images).float()
-        return torch.sigmoid(logits) if self.model.spec.task == "multilabel" else torch.softmax(logits, dim=1)
-
-
-def describe(
+def describe_backbone(
     backbone: str,
     *,
     classes: int,
@@ -129,6 +137,31 @@ def create(spec: ModelSpec) -> ImageModel:
     """
     backbone = backbones.build(spec.backbone, spec.channels, spec.image_size)
     return ImageModel(spec, backbone, _dimension(spec, backbone))
+
+
+def prepare(model: ImageModel, data: Any) -> None:
+    """Nothing: an image network's normalisation is that of its published weights."""
+
+
+def published(spec: ModelSpec) -> Found:
+    """The library's own weights, from its cache or downloaded. Raises WeightsError."""
+    tensors, path = download.default(spec.backbone, spec.channels, spec.image_size)
+    known = backbones.published(spec.backbone)
+    sha256 = digest(path) if path else None
+    return Found(StateFile(tensors, ordered=True), known.origin, known.licence, sha256)
+
+
+def align(
+    tensors: dict[str, Tensor], source: ModelSpec, spec: ModelSpec
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Unchanged: `fitting` brings any file's tensors to the network's size and channels."""
+    return tensors, []
+
+
+def pretext(model: ImageModel, pretrain: Pretrain, data: Any) -> nn.Module:
+    raise RecipeError(
+        f"images are not pretrained here: {model.spec.backbone} starts from published weights (backbone.weights)"
+    )
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -43,6 +43,18 @@ class StateFile:
     head: tuple[str, ...] = ()  # tensors of a head that was not the library's own, left out already
 
 
+@dataclass(frozen=True)
+class Found:
+    """A state file, where it comes from in words, and what a reader should know of it."""
+
+    file: StateFile
+    origin: str
+    licence: str = "not stated"
+    sha256: str | None = None
+    warnings: tuple[str, ...] = ()  # count as mismatches
+    notes: tuple[str, ...] = ()  # what was adapted
+
+
 def read(path: Path, *, strip: bool = True) -> StateFile:
     """Read a `.safetensors`, `.npz`, `.pth`, `.pt` or `.bin` file; `strip` drops name prefixes added in training.
 

@@ -6,16 +6,18 @@ import difflib
 import importlib.metadata
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from tlexport.errors import NotInstalledError, RecipeError, RunError, WeightsError
-from tlexport.models import backbones, download, fitting, statefile
+from tlexport.models import MODELS, backbones, fitting, statefile
 from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint, save_checkpoint
-from tlexport.models.image import ImageModel, ModelSpec
+from tlexport.models.image import ModelSpec
+from tlexport.models.network import Network, Spec
+from tlexport.models.statefile import Found
 from tlexport.run import digest
 
 __all__ = ["WeightsReport", "load", "load_checkpoint", "save_checkpoint"]
@@ -46,20 +48,11 @@ class WeightsReport(BaseModel):
         return not (self.missing or self.mismatched or self.unexpected)
 
 
-@dataclass(frozen=True)
-class _Found:
-    file: statefile.StateFile
-    origin: str
-    licence: str = "not stated"
-    sha256: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def load(model: ImageModel, source: str, *, allow_mismatch: bool = False) -> WeightsReport:
+def load(model: Network, source: str, *, allow_mismatch: bool = False) -> WeightsReport:
     """Load a backbone's weights in place and say what matched; the head keeps its random weights.
 
     `source`: `default` (the library's own), `none`, `package:<name>` (an installed data package; `package:<name>/<file>`
-    where it holds several), a file (see `statefile.read`), or the directory of a checkpoint.
+    where it holds several), a file (see `statefile.read`), or the directory of a run or its checkpoint.
     Raises WeightsError if the weights cannot be had, hold NaN or infinity, match nowhere, or differ beyond the head
     without `allow_mismatch`; NotInstalledError for a package that an extra brings.
     """
@@ -73,43 +66,49 @@ def load(model: ImageModel, source: str, *, allow_mismatch: bool = False) -> Wei
     return report
 
 
-def _find(spec: ModelSpec, source: str) -> _Found:
+def _find(spec: Spec, source: str) -> Found:
     if source == "default":
-        tensors, path = download.default(spec.backbone, spec.channels, spec.image_size)
-        known = backbones.published(spec.backbone)
-        sha256 = digest(path) if path else None
-        return _Found(statefile.StateFile(tensors, ordered=True), known.origin, known.licence, sha256)
+        return MODELS[spec.modality].published(spec)
     if source.startswith("package:"):
         return _package(source.removeprefix("package:"))
     path = Path(source).expanduser()
     if path.is_dir():
         return _checkpoint(spec, path)
-    return _Found(statefile.read(path), f"file {path}", sha256=digest(path))
+    return Found(statefile.read(path), f"file {path}", sha256=digest(path))
 
 
-def _checkpoint(spec: ModelSpec, folder: Path) -> _Found:
+def _checkpoint(spec: Spec, folder: Path) -> Found:
     """The weights of an earlier run, which must be of the same network; another normalisation is a mismatch."""
+    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     try:
         description = describe_checkpoint(folder)
     except RunError as error:
         raise WeightsError(f"weights directory {folder}: {error}") from error
-    old = description.spec
+    old = description.network()
     if old.backbone != spec.backbone:
         raise WeightsError(
             f"{folder} holds a {old.backbone}, the recipe asks for {spec.backbone}; set backbone.name={old.backbone}"
         )
-    same = old.channels != spec.channels or (old.mean, old.std) == (spec.mean, spec.std)
-    warnings = (
-        ()
-        if same
-        else (f"normalisation: mean {old.mean}, std {old.std} there, {spec.mean}, {spec.std} here",)
-    )
-    return _Found(
-        statefile.read(folder / WEIGHTS), f"checkpoint {folder}", sha256=description.sha256, warnings=warnings
+    file = statefile.read(folder / WEIGHTS)
+    tensors, notes = MODELS[spec.modality].align(file.tensors, old, spec)
+    return Found(
+        replace(file, tensors=tensors),
+        f"checkpoint {folder}",
+        sha256=description.sha256,
+        warnings=_normalisation(old, spec),
+        notes=tuple(notes),
     )
 
 
-def _package(name: str) -> _Found:
+def _normalisation(old: Spec, spec: Spec) -> tuple[str, ...]:
+    if not (isinstance(old, ModelSpec) and isinstance(spec, ModelSpec)) or old.channels != spec.channels:
+        return ()
+    if (old.mean, old.std) == (spec.mean, spec.std):
+        return ()
+    return (f"normalisation: mean {old.mean}, std {old.std} there, {spec.mean}, {spec.std} here",)
+
+
+def _package(name: str) -> Found:
     """The one weights file among an installed distribution's files."""
     name, _, wanted = name.partition("/")
     try:
@@ -132,7 +131,7 @@ def _package(name: str) -> _Found:
         )
     path = Path(str(package.locate_file(chosen[0])))
     origin = f"package {name} {package.version} {package.metadata.json.get('home_page', '')}".strip()
-    return _Found(statefile.read(path), origin, _licence(package), digest(path))
+    return Found(statefile.read(path), origin, _licence(package), digest(path))
 
 
 def _licence(package: importlib.metadata.Distribution) -> str:
@@ -149,10 +148,14 @@ def _licence(package: importlib.metadata.Distribution) -> str:
     return "not stated"
 
 
-def _match(model: ImageModel, found: _Found, source: str) -> tuple[dict[str, Tensor], WeightsReport]:
+def _match(model: Network, found: Found, source: str) -> tuple[dict[str, Tensor], WeightsReport]:
     """The tensors that fit the backbone, and the account of all of them."""
     own = model.backbone.state_dict()
-    fitted = fitting.fit(found.file.tensors, found.file.ordered, model.spec, model.backbone)
+    fitted = (
+        fitting.fit(found.file.tensors, found.file.ordered, model.spec, model.backbone)
+        if isinstance(model.spec, ModelSpec)
+        else fitting.Fitted(found.file.tensors, (), ())
+    )
     tensors = fitted.tensors
     wanted = {
         name: tensor for name, tensor in own.items() if name in tensors or not name.endswith(fitting.COMPUTED)
@@ -180,12 +183,12 @@ def _match(model: ImageModel, found: _Found, source: str) -> tuple[dict[str, Ten
             *found.warnings,
         ),
         unexpected=tuple(name for name in tensors if name not in own and not name.endswith(fitting.COMPUTED)),
-        adapted=fitted.adapted,
+        adapted=(*fitted.adapted, *found.notes),
     )
     return state, report
 
 
-def _judge(spec: ModelSpec, found: _Found, report: WeightsReport, allow_mismatch: bool) -> None:
+def _judge(spec: Spec, found: Found, report: WeightsReport, allow_mismatch: bool) -> None:
     """Raise WeightsError unless the weights may be used."""
     broken = statefile.not_finite(found.file.tensors)
     if broken:
@@ -200,7 +203,7 @@ def _judge(spec: ModelSpec, found: _Found, report: WeightsReport, allow_mismatch
         ("unexpected", report.unexpected),
     ]
     told = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts if names)
-    likely = _likely(spec.backbone, report.source, found.file.tensors)
+    likely = isinstance(spec, ModelSpec) and _likely(spec.backbone, report.source, found.file.tensors)
     hint = f"they look like {likely}: set backbone.name={likely}" if likely else "check backbone.name"
     if report.matched:
         hint += ", or accept the difference with backbone.allow_mismatch=true"

@@ -1,0 +1,104 @@
+"""What every model is: a backbone that makes features, a head on top, and how its answers are served."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+Task = Literal["binary", "multiclass", "multilabel", "regression", "pretrain"]
+Stages = list[tuple[str, list[str]]]
+
+
+class Spec(BaseModel):
+    """All that is needed to rebuild a network without its weights. Each modality adds its own fields.
+
+    In a regression `center` and `scale` [K] are the training labels' mean and standard deviation, after the
+    logarithm where `link` is `log`: the network answers in these units.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modality: str
+    backbone: str
+    classes: int  # 1 in pretraining, where the head is not used
+    task: Task
+    dropout: float = 0.0
+    link: Literal["identity", "log"] = "identity"
+    center: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+
+class Network(nn.Module):
+    """A backbone and a linear head: `backbone.*` and `head.*` are the whole state dict.
+
+    `INPUTS` names the graph's inputs in the order of `forward`'s arguments. `head` is Sequential(Dropout, linear),
+    linear being nn.Linear or MemberLinear.
+    """
+
+    INPUTS: ClassVar[tuple[str, ...]]
+    spec: Any
+    backbone: nn.Module
+    head: nn.Sequential
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        """The inputs -> features [B, D], or [B, M, D] of an ensemble of M members."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The inputs -> logits or standardised values [B, K], or [B, M, K] of an ensemble."""
+        answers: Tensor = self.head(self.features(*inputs))
+        return answers
+
+    def stages(self) -> Stages:
+        """The backbone's parameters by stage from the input to the last, named as `self.backbone` names them.
+
+        Each parameter is in exactly one stage; the head is in none.
+        """
+        raise NotImplementedError
+
+    def answer(self, raw: Tensor) -> Tensor:
+        """What `forward` returns -> what is served, float32 [B, K]: probabilities, or values in their own unit."""
+        raw = raw.float()
+        if self.spec.task == "regression":
+            return _values(raw, self.spec)
+        shares = torch.sigmoid(raw) if self.spec.task == "multilabel" else torch.softmax(raw, dim=-1)
+        return shares.mean(dim=1) if raw.ndim == 3 else shares
+
+
+def _values(raw: Tensor, spec: Spec) -> Tensor:
+    scale, center = (raw.new_tensor(values) for values in (spec.scale, spec.center))
+    values = raw * scale + center
+    values = values.mean(dim=1) if raw.ndim == 3 else values
+    return torch.exp(values) if spec.link == "log" else values
+
+
+class MemberLinear(nn.Module):
+    """One linear layer a member: [B, M, D] -> [B, M, K]."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bmd,mdk->bmk", x, self.weight) + self.bias
+
+
+class ServingModel(nn.Module):
+    """What is exported and what every claim is checked against: the graph's inputs -> what is served."""
+
+    def __init__(self, model: Network) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def output(self) -> str:
+        """The graph's only output: `probabilities` [B, K], or `values` [B, K] of a regression."""
+        return "values" if self.model.spec.task == "regression" else "probabilities"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model.answer(self.model(*inputs))
