@@ -217,7 +217,9 @@ def test_each_strategy_trains_what_it_says(tmp_path: Path) -> None:
     from tlexport.models import image as models
 
     torch.manual_seed(0)
-    spec = models.describe("timm/test_efficientnet", classes=10, task="multiclass", channels=3, image_size=32)
+    spec = models.describe_backbone(
+        "timm/test_efficientnet", classes=10, task="multiclass", channels=3, image_size=32
+    )
     model = models.create(spec)
     total = len(list(model.backbone.parameters()))
 

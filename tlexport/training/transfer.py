@@ -1,6 +1,7 @@
 """Transfer strategies: which parameters learn, and how fast each stage of the backbone does.
 
 probe    the backbone is frozen; a linear head learns on its features
+scratch  the whole network learns from random weights, all at one rate
 partial  the last k stages and the head learn; everything below is frozen, its batch statistics too
 full     everything learns, each stage slower than the one above it (layer-wise decay: Howard and Ruder,
          arXiv 1801.06146, section 3.2; Clark et al., arXiv 2003.10555)
@@ -14,11 +15,11 @@ import torch
 from torch import nn
 
 from tlexport.errors import RecipeError
-from tlexport.models.image import ImageModel
+from tlexport.models.network import Network
 from tlexport.recipe import Transfer
 
 
-def parameter_groups(model: ImageModel, transfer: Transfer) -> list[dict[str, Any]]:
+def parameter_groups(model: Network, transfer: Transfer) -> list[dict[str, Any]]:
     """Optimiser groups from the head down: `lr` peaks at `transfer.lr` times `layer_decay` per stage below the head.
 
     Freezes what the strategy does not train. Biases and normalisation parameters get no weight decay.
@@ -30,7 +31,9 @@ def parameter_groups(model: ImageModel, transfer: Transfer) -> list[dict[str, An
         raise RecipeError(
             f"transfer.stages is {transfer.stages}, the backbone has {len(stages)} stages: {names}"
         )
-    trained = {"probe": 0, "partial": transfer.stages, "full": len(stages)}[transfer.strategy]
+    every = len(stages)
+    trained = {"probe": 0, "partial": transfer.stages, "full": every, "scratch": every}[transfer.strategy]
+    decay = 1.0 if transfer.strategy == "scratch" else transfer.layer_decay
     parameters = dict(model.backbone.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(False)
@@ -41,11 +44,11 @@ def parameter_groups(model: ImageModel, transfer: Transfer) -> list[dict[str, An
         tensors = [parameters[member] for member in members]
         for tensor in tensors:
             tensor.requires_grad_(True)
-        groups += _groups(name, tensors, transfer.lr * transfer.layer_decay**depth, transfer.weight_decay)
+        groups += _groups(name, tensors, transfer.lr * decay**depth, transfer.weight_decay)
     return groups
 
 
-def train_mode(model: ImageModel) -> None:
+def train_mode(model: Network) -> None:
     """Training mode for what learns; frozen modules keep the batch statistics they came with."""
     model.train()
     for module in model.backbone.modules():
