@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tlexport import recipe
-from tlexport.modalities import image
-from tlexport.modalities.image import ImageData
+from tlexport.modalities import image, tabular
+from tlexport.modalities.dataset import Dataset
 from tlexport.modalities.metrics import Metric
 
 
@@ -29,7 +29,9 @@ class Modality(Protocol):
         seed: int,
         cache: Path | None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> ImageData: ...
+    ) -> Dataset:
+        """Read, check, split. Raises DataError or LeakageError for all that a person has to decide or repair."""
+        ...
 
 
-MODALITIES: dict[str, Modality] = {"image": image}
+MODALITIES: dict[str, Modality] = {"image": image, "tabular": tabular}

@@ -206,3 +206,78 @@ def _fill(owner: Indices, content: NDArray[np.float64], shares: NDArray[np.float
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def folded(
+    strata: NDArray[Any], folds: int, fold: int, val: float, seed: int, groups: NDArray[Any] | None
+) -> tuple[dict[str, Indices], dict[str, str]]:
+    """The test split is fold `fold` of scikit-learn's shuffled StratifiedKFold (StratifiedGroupKFold with groups), the
+    same folds that published baselines use; val is drawn from the rest. Raises DataError if there is no such fold.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if fold >= folds:
+        raise DataError(f"data.split.fold={fold}, but there are {folds} folds (0 to {folds - 1})")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    parts = kind(folds, shuffle=True, random_state=seed).split(strata, strata, groups)
+    pool, test = list(parts)[fold]
+    rest, chosen = stratified(strata[pool], [val], seed, None if groups is None else groups[pool])
+    origin = f"fold {fold} of {folds}, stratified, seed {seed}"
+    origins = {
+        "train": "the other folds without val",
+        "val": f"drawn from the other folds ({val:.0%})",
+        "test": origin,
+    }
+    return {"train": pool[rest], "val": pool[chosen], "test": test}, origins
+
+
+def ordered(times: NDArray[Any], fractions: tuple[float, float]) -> tuple[dict[str, Indices], dict[str, str]]:
+    """The latest rows are the test split, those before them val; rows of one moment stay together."""
+    moments = np.unique(times)
+    cuts = [moments[int(len(moments) * share)] for share in (1 - sum(fractions), 1 - fractions[1])]
+    order = {
+        "train": times < cuts[0],
+        "val": (times >= cuts[0]) & (times < cuts[1]),
+        "test": times >= cuts[1],
+    }
+    told = {
+        name: f"by time: {times[of].min()} to {times[of].max()}" for name, of in order.items() if of.any()
+    }
+    if len(told) < len(NAMES):
+        raise DataError(f"{len(moments)} moments cannot be split into train, val and test by time")
+    return {name: np.flatnonzero(of) for name, of in order.items()}, told
+
+
+def folds(labels: NDArray[Any], count: int, seed: int, groups: NDArray[Any] | None = None) -> list[Indices]:
+    """The test rows of each of `count` folds, sorted: scikit-learn's StratifiedKFold(count, shuffle=True, random_state=seed),
+    so that numbers compare with published ones; StratifiedGroupKFold with groups.
+
+    Raises DataError if a class, or the groups, are too few.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    strata = _strata(labels, 1 / count)
+    rarest = int(np.unique(strata, return_counts=True)[1].min())
+    units = rarest if groups is None else len(np.unique(groups))
+    if units < count:
+        what = "samples of the rarest class" if groups is None else "groups"
+        raise DataError(f"data.split.folds={count} needs as many {what}, and there are {units}")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    drawn = kind(count, shuffle=True, random_state=seed).split(np.zeros(len(strata)), strata, groups)
+    return [np.sort(test).astype(np.int64) for _, test in drawn]
+
+
+def nested(labels: NDArray[Any], count: int, seed: int) -> Indices:
+    """`count` sorted indices, or all if there are fewer: each class by its share, and at least one of each.
+
+    A smaller count gives a part of what a larger one gives, so that learning curves grow by the same samples.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels))
+    drawn = np.random.default_rng(seed).permutation(len(labels))
+    strata = _strata(labels, 0.1)[drawn]
+    place = np.zeros(len(labels))
+    for value in np.unique(strata):
+        members = np.flatnonzero(strata == value)
+        place[members] = np.arange(len(members)) / len(members)
+    return np.sort(drawn[np.argsort(place, kind="stable")[:count]])

