@@ -1,7 +1,7 @@
 # make demo, make test and make check set up .venv by themselves; PYTHON chooses the interpreter that makes it.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= all,dev
+EXTRAS ?= all,datasets,dev
 BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))

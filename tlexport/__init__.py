@@ -15,19 +15,37 @@ if TYPE_CHECKING:
     from tlexport.results import BuildResult
     from tlexport.run import Run
 
-__all__ = ["TlexportError", "__version__", "build", "finetune"]
+__all__ = ["TlexportError", "__version__", "build", "finetune", "pretrain"]
 
 __version__ = "0.1.0"
 
 
-def finetune(recipe: str | Path, *, out: str | Path, overrides: list[str] | None = None) -> Run:
+def finetune(
+    recipe: str | Path, *, out: str | Path, overrides: list[str] | None = None, sets: list[str] | None = None
+) -> Run:
     """Fine-tune by a recipe (a file or a shipped name) into the run directory `out`, or resume the one that is there."""
     from tlexport.progress import Silent
     from tlexport.recipe import load
     from tlexport.run import Run
-    from tlexport.stages import finetune as stage
+    from tlexport.stages import tune
 
-    resolved = load(recipe, overrides)
+    resolved = load(recipe, overrides, sets)
+    made = Run.create(out, resolved)
+    with made.lock():
+        tune(made, resolved, Silent())
+    return made
+
+
+def pretrain(
+    recipe: str | Path, *, out: str | Path, overrides: list[str] | None = None, sets: list[str] | None = None
+) -> Run:
+    """Pretrain a backbone without labels into the run directory `out`; `backbone.weights=<out>` then starts from it."""
+    from tlexport.progress import Silent
+    from tlexport.recipe import load
+    from tlexport.run import Run
+    from tlexport.stages import pretrain as stage
+
+    resolved = load(recipe, overrides, sets)
     made = Run.create(out, resolved)
     with made.lock():
         stage.run(made, resolved, Silent())

@@ -82,6 +82,14 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A set of overrides that the recipe carries, for instance quick; repeatable.",
+        show_default=False,
+    ),
+]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
@@ -107,6 +115,26 @@ MaxDrop = Annotated[
 ]
 
 
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped one (tlexport recipes).", show_default=False
+    ),
+]
+RunOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Run directory; default runs/<recipe name>.", show_default=False),
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs.", show_default=False)]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Seed of the split, the new weights and the order of samples.", show_default=False
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")]
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"tlexport {__version__}\n")
@@ -122,28 +150,54 @@ def options(
     pass
 
 
+@app.command(epilog="Example: tlexport pretrain market-pretrain data.path=prices/ --out runs/market")
+def pretrain(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: RunOut = None,
+    sets: Sets = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a backbone without labels, where nobody publishes one. Then: tlexport finetune ... backbone.weights=RUN"""
+    from tlexport.recipe import load
+
+    resolved = load(recipe, _with_flags(overrides, {"pretrain.epochs": epochs, "seed": seed}), sets)
+    if dry_run:
+        _print_recipe(resolved)
+        return
+    from tlexport.run import Run
+    from tlexport.stages import pretrain as stage
+
+    made = Run.create(out or Path("runs") / resolved.name, resolved)
+    with made.lock():
+        result = stage.run(made, resolved, _progress())
+    rows = {
+        "run": result.run,
+        "model": f"{result.backbone}, {result.objective}, {result.epochs} epochs, best {result.best_epoch}",
+        "val loss": f"{result.val_loss:.4f}   (before training {result.first_loss:.4f})",
+        "time": f"{result.seconds:.0f} s, {result.samples_per_second:.0f} samples/s on {result.device}",
+        "next": f"tlexport finetune RECIPE backbone.weights={result.run}",
+    }
+    _show(result, _pairs(rows))
+
+
 @app.command(epilog="Example: tlexport finetune chest-xray data.path=pneumoniamnist.npz --out runs/cxr")
 def finetune(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A recipe file, or the name of a shipped one (tlexport recipes).", show_default=False
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Run directory; default runs/<recipe name>.", show_default=False),
+    out: RunOut = None,
+    sets: Sets = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="auto, probe, partial, full or scratch.", show_default=False)
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="probe, partial or full.", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs.", show_default=False)] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of the split, the head and the order of samples.", show_default=False),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")
-    ] = False,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -152,18 +206,16 @@ def finetune(
     from tlexport.recipe import load
 
     flags = {"transfer.strategy": strategy, "transfer.epochs": epochs, "seed": seed}
-    resolved = load(
-        recipe, [*(overrides or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    )
+    resolved = load(recipe, _with_flags(overrides, flags), sets)
     if dry_run:
         _print_recipe(resolved)
         return
     from tlexport.run import Run
-    from tlexport.stages import finetune as stage
+    from tlexport.stages import tune
 
     made = Run.create(out or Path("runs") / resolved.name, resolved)
     with made.lock():
-        result = stage.run(made, resolved, _progress())
+        result = tune(made, resolved, _progress())
     metrics = {
         f"test {name}": f"{value:.4f}   (val {result.metrics.val.get(name, float('nan')):.4f})"
         for name, value in result.metrics.test.items()
@@ -172,10 +224,11 @@ def finetune(
         "run": result.run,
         "model": f"{result.backbone}, {result.strategy}, {result.epochs} epochs, best {result.best_epoch}",
         **metrics,
-        "time": f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s on {result.device}",
+        **{f"baseline {b.name}": f"{b.verdict}" for b in result.baselines},
+        "time": f"{result.seconds:.0f} s, {result.images_per_second:.0f} samples/s on {result.device}",
         "next": f"tlexport build {result.run}",
     }
-    _show(result, _pairs(rows))
+    _show(result, result.headline, _pairs(rows)) if result.headline else _show(result, _pairs(rows))
 
 
 @app.command(
@@ -571,6 +624,10 @@ def _open(
     return opened, with_overrides(
         opened.recipe, [*(overrides or []), *flags], targets=target, precision=precision
     )
+
+
+def _with_flags(overrides: list[str] | None, flags: dict[str, Any]) -> list[str]:
+    return [*(overrides or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
 
 
 def _progress() -> Terminal:

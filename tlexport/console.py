@@ -101,8 +101,8 @@ def variants_table(
             _number(variant.metric, ".4f"),
             _number(variant.drop, "+.4f"),
             _number(variant.drop_high, "+.4f"),
-            _number(variant.p50_ms, ".2f"),
-            _number(variant.p99_ms, ".2f"),
+            _milliseconds(variant.p50_ms),
+            _milliseconds(variant.p99_ms),
             _number(variant.speedup, ".2f", "x"),
             _number(variant.size_bytes / 1e6 if variant.size_bytes else None, ".1f"),
             verdict.replace("[", r"\["),
@@ -118,6 +118,11 @@ def pairs_table(rows: dict[str, str]) -> Table:
     for key, value in rows.items():
         table.add_row(key.replace("[", r"\["), value.replace("[", r"\["))
     return table
+
+
+def _milliseconds(value: float | None) -> str:
+    """Small models answer in microseconds: below 1 ms with four decimals."""
+    return _number(value, ".4f" if value is not None and value < 1 else ".2f")
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -17,8 +17,26 @@ from tlexport import targets
 from tlexport.errors import RecipeError
 from tlexport.tensors import Profile
 
-Task = Literal["auto", "binary", "multiclass", "multilabel"]
-Strategy = Literal["probe", "partial", "full"]
+Modality = Literal["image", "tabular"]
+Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+MetricName = Literal[
+    "auc",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "average_precision",
+    "sensitivity_at_90",
+    "mcc",
+    "ks",
+    "brier",
+    "log_loss",
+    "rmse",
+    "mae",
+    "r2",
+    "qlike",
+]
+DEFAULT_BACKBONES = {"tabular": "tabular/tabm"}
+Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
 PrecisionName = Literal["fp32", "fp16", "int8"]
 
 
@@ -33,6 +51,14 @@ class SplitFractions(Section):
 
     val: float = Field(0.15, gt=0, lt=0.9)
     test: float = Field(0.15, gt=0, lt=0.9)
+    by: Literal["auto", "random", "time"] = Field(
+        "auto",
+        description="auto, random: stratified (by group if there are); time: the latest rows are the test split",
+    )
+    folds: int | None = Field(
+        None, ge=2, le=100, description="the test split is one of this many folds; `test` is then not used"
+    )
+    fold: int = Field(0, ge=0, description="which of the folds is the test split, counted from 0")
 
 
 class Manifest(Section):
@@ -57,11 +83,31 @@ class Dicom(Section):
     )
 
 
+class Table(Section):
+    """Columns of a table (modality tabular). What is not named is inferred and then frozen in the run."""
+
+    target: str | tuple[str, ...] | None = Field(
+        None, description="label column; several mean multi-label or several values"
+    )
+    numeric: tuple[str, ...] = Field((), description="columns that are numbers whatever they look like")
+    categorical: tuple[str, ...] = Field(
+        (), description="columns that are categories though they are numbers"
+    )
+    exclude: tuple[str, ...] = Field((), description="columns the model must not see (identifiers, leaks)")
+    group: str | None = Field(None, description="column whose groups stay in one split (patient, customer)")
+    time: str | None = Field(None, description="column to order rows by where data.split.by is time")
+    split: str | None = Field(None, description="column that states train, val or test")
+    missing: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
+    max_categories: int = Field(
+        64, ge=2, le=4096, description="the most frequent ones get a code of their own"
+    )
+
+
 class Data(Section):
     """Where samples come from and how they are split and prepared."""
 
     path: str = Field(
-        description="folder, .npz, .csv, torchvision/<Dataset>, medmnist/<name> or sklearn/digits"
+        description="file, folder or <package>/<name>; images: folder, .npz, .csv, torchvision/<Dataset>, medmnist/<name>, sklearn/digits"
     )
     image_size: int = Field(224, ge=8, le=2048, description="pixels; images reach the model as squares")
     channels: Literal[1, 3] | None = Field(None, description="grey (1) or RGB (3); default: as the data is")
@@ -78,21 +124,31 @@ class Data(Section):
         description="what to do with a test image that is also in train (drop: leave it out of test)",
     )
     limit: int | None = Field(None, ge=2, description="at most this many samples per split, stratified")
+    train_size: int | None = Field(
+        None, ge=2, description="at most this many training samples; val and test stay whole"
+    )
     class_names: tuple[str, ...] | None = None
     manifest: Manifest = Manifest()
     dicom: Dicom = Dicom()
+    table: Table = Table()
 
 
 class Backbone(Section):
     """The pretrained network and where its weights come from."""
 
-    name: str = Field("timm/tf_efficientnet_lite0", description="timm/<name> or torchvision/<name>")
+    name: str = Field(
+        "timm/tf_efficientnet_lite0",
+        description="timm/<name>, torchvision/<name> or tabular/tabm",
+    )
     weights: str = Field(
         "default",
-        description="default (the library's own, downloaded), none, package:<name>, or a file (.safetensors, .pth)",
+        description="default (the library's own, downloaded), none, package:<name>, a file (.safetensors, .pth), or a pretrained run",
     )
     allow_mismatch: bool = Field(False, description="accept weights that differ beyond the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the head")
+    options: dict[str, int | float | bool | str] = Field(
+        {}, description="the network's own sizes (width, depth ...), where the name leaves them open"
+    )
 
 
 class Augment(Section):
@@ -111,7 +167,12 @@ class Augment(Section):
 class Transfer(Section):
     """How the backbone is fitted to the task."""
 
-    strategy: Strategy = "full"
+    strategy: Strategy = Field(
+        "full", description="auto races the others on a part of the epochs and keeps the best"
+    )
+    loss: Literal["auto", "cross_entropy", "mse", "huber", "qlike"] = Field(
+        "auto", description="auto: cross-entropy for classes, mean squared error for values"
+    )
     stages: int = Field(1, ge=1, description="how many of the last stages `partial` trains")
     epochs: int = Field(5, ge=1, le=10_000)
     batch_size: int = Field(32, ge=1)
@@ -137,6 +198,32 @@ class Transfer(Section):
     augment: Augment = Augment()
 
 
+class Race(Section):
+    """How `strategy: auto` finds its strategy (successive halving, Jamieson and Talwalkar, arXiv 1502.07943)."""
+
+    candidates: tuple[Literal["probe", "partial", "full", "scratch"], ...] = (
+        "probe",
+        "partial",
+        "full",
+        "scratch",
+    )
+    eta: int = Field(2, ge=2, le=8, description="one in so many candidates survives a round")
+    share: float = Field(
+        0.4, gt=0, le=1, description="most of the full grid's training time that the whole race may take"
+    )
+
+
+class Pretrain(Section):
+    """Learning without labels, on the training split alone (`tlexport pretrain`)."""
+
+    objective: str = Field("auto", description="of the modality: masked (tables); auto: its default")
+    mask: float = Field(0.3, gt=0, lt=1, description="share of what is hidden and has to be filled in")
+    epochs: int = Field(10, ge=1, le=10_000)
+    batch_size: int = Field(256, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
 class Export(Section):
     opset: int = Field(20, ge=20, le=23)
     batch: Profile = Profile()
@@ -159,7 +246,12 @@ class Calibration(Section):
 class Gates(Section):
     """Limits that fail a variant. `max_drop` is held against the unfavourable end of the interval."""
 
-    max_drop: float = Field(0.01, ge=0, le=1)
+    max_drop: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="of the metric; of rmse, mae and qlike as a share of the reference's value",
+    )
     max_flips: float | None = Field(
         None, ge=0, le=1, description="share of test samples whose decision changes"
     )
@@ -191,13 +283,19 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = ""
-    modality: Literal["image"] = "image"
+    modality: Modality = "image"
     task: Task = "auto"
-    metric: Literal["auc", "accuracy", "balanced_accuracy", "f1", "average_precision"] = "accuracy"
+    metric: MetricName = "accuracy"
     seed: int = Field(0, ge=0, lt=2**31)
     data: Data
     backbone: Backbone = Backbone()
     transfer: Transfer = Transfer()
+    race: Race = Race()
+    pretrain: Pretrain = Pretrain()
+    baselines: tuple[str, ...] = Field(
+        ("auto",),
+        description="plain models fitted on the same split to stand beside; auto: the modality's own; []: none",
+    )
     export: Export = Export()
     precision: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
     calibration: Calibration = Calibration()
@@ -224,8 +322,11 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load(source: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load(source: str | Path, overrides: list[str] | None = None, sets: list[str] | None = None) -> Recipe:
     """Read a recipe from a file or from the shipped ones by name, apply `key.path=value`, check it whole.
+
+    `sets` name lists of overrides that the recipe itself carries under `sets:` (`quick: [data.limit=500, ...]`);
+    `overrides` come after them.
 
     A relative `data.path` or weights file in the recipe file is taken relative to the working directory,
     as one on the command line is. Raises RecipeError with every mistake, one a line.
@@ -238,12 +339,36 @@ def load(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(document, dict):
         raise RecipeError(f"recipe {path} must be a mapping of keys, for instance 'data: {{path: images/}}'")
     document.setdefault("name", path.stem)
-    return parse(document, overrides or [], origin=str(path))
+    chosen = _chosen_sets(document.pop("sets", None) or {}, sets or [], str(path))
+    return parse(document, [*chosen, *(overrides or [])], origin=str(path))
+
+
+def sets_of(source: str | Path) -> dict[str, list[str]]:
+    """The sets of overrides that a recipe carries. Raises RecipeError."""
+    document = yaml.safe_load(find(source).read_text(encoding="utf-8"))
+    return dict((document.get("sets") or {}) if isinstance(document, dict) else {})
+
+
+def _chosen_sets(known: Any, names: list[str], origin: str) -> list[str]:
+    well_formed = isinstance(known, dict) and all(
+        isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)
+        for entries in known.values()
+    )
+    if not well_formed:
+        raise RecipeError(
+            f"{origin}: sets: must map names to lists of key.path=value, for instance quick: [data.limit=500]"
+        )
+    if unknown := [name for name in names if name not in known]:
+        raise RecipeError(
+            f"{origin} has no set {', '.join(map(repr, unknown))} (it has: {', '.join(known) or 'none'})"
+        )
+    return [entry for name in names for entry in known[name]]
 
 
 def parse(document: dict[str, Any], overrides: list[str], origin: str = "recipe") -> Recipe:
     """Check a mapping with overrides applied. Raises RecipeError with every mistake, one a line."""
     mistakes = [mistake for text in overrides if (mistake := _apply(document, text))]
+    _default_backbone(document)
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -282,6 +407,16 @@ def find(source: str | Path) -> Path:
     raise RecipeError(
         f"no recipe {str(source)!r}{hint} (shipped: {', '.join(known)}; or the path of a YAML file)"
     )
+
+
+def _default_backbone(document: dict[str, Any]) -> None:
+    """Where only the modality is named, its own network from random weights."""
+    name = DEFAULT_BACKBONES.get(str(document.get("modality")))
+    backbone = document.setdefault("backbone", {}) if name else None
+    if name and isinstance(backbone, dict):
+        backbone.setdefault("name", name)
+        if backbone["name"] == name:
+            backbone.setdefault("weights", "none")
 
 
 def _apply(document: dict[str, Any], text: str) -> str | None:

@@ -34,7 +34,53 @@ class Metrics(Result):
     test: dict[str, float]
 
 
+class PretrainResult(Result):
+    run: str
+    backbone: str
+    objective: str
+    samples: dict[str, int] = Field(description="per split; test is kept out of pretraining")
+    first_loss: float = Field(description="on the validation split before training")
+    val_loss: float = Field(description="on the validation split at the best epoch")
+    epochs: int
+    best_epoch: int
+    seconds: float
+    samples_per_second: float
+    device: str
+    resumed_from: int = Field(0, description="epochs that an earlier, interrupted call had done")
+    weights: WeightsSummary
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Baseline(Result):
+    """A plain model fitted on the same training split and judged on the same test split."""
+
+    name: str
+    description: str
+    metrics: Metrics
+    lead: float | None = Field(
+        description="how much better than it the fine-tuned model is, in the recipe's metric; negative: the baseline wins"
+    )
+    lead_low: float | None
+    lead_high: float | None
+    verdict: str = Field(description="in words, with the numbers")
+    run: str | None = Field(None, description="run directory of its graph, to be built like any other")
+    why_not: str = Field("", description="why it has no graph")
+    seconds: float
+
+
+class BaselinesResult(Result):
+    run: str
+    headline: str = Field(
+        "", description="what has to be read first: a plain baseline that does at least as well"
+    )
+    baselines: tuple[Baseline, ...]
+
+
 class FinetuneResult(Result):
+    headline: str = Field(
+        "", description="what has to be read first: a plain baseline that does at least as well"
+    )
     run: str
     strategy: str
     backbone: str
@@ -51,7 +97,15 @@ class FinetuneResult(Result):
     resumed_from: int = Field(0, description="epochs that an earlier, interrupted call had done")
     weights: WeightsSummary
     corrupt: tuple[str, ...] = ()
-    duplicates: tuple[str, ...] = Field((), description="test images that are also in train")
+    duplicates: tuple[str, ...] = Field((), description="samples of val or test that are also in train")
+    problems: tuple[str, ...] = Field(
+        (), description="what was left out or changed in the data, and how much"
+    )
+    leaks: tuple[str, ...] = Field(
+        (), description="what gives the label away, or stands on both sides of the split"
+    )
+    baselines: tuple[Baseline, ...] = ()
+    race: dict[str, Any] | None = Field(None, description="how strategy: auto chose, with its evidence")
     notes: tuple[str, ...] = ()
 
 
@@ -110,11 +164,18 @@ class Variant(Result):
     p50_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
-    count: int | None = Field(None, description="timed runs behind the percentiles")
-    speedup: float | None = Field(
-        None, description="median latency of torch eager over this variant's, batch 1"
+    threads: int | None = Field(None, description="threads the variant was timed with")
+    count: int | None = Field(None, description="timed samples behind the percentiles")
+    calls_per_sample: int | None = Field(
+        None,
+        description="calls that a sample is the mean of: more than 1 where reading the clock would count; "
+        "the percentiles are then of such means",
     )
-    throughput: dict[str, float] | None = Field(None, description="images per second by batch size")
+    speedup: float | None = Field(
+        None,
+        description="median latency of torch eager over this variant's, batch 1; null where there is no PyTorch model",
+    )
+    throughput: dict[str, float] | None = Field(None, description="samples per second by batch size")
     size_bytes: int | None = None
     sha256: str | None = None
     file: str | None = Field(None, description="artifact, relative to the run")
@@ -143,10 +204,14 @@ class BenchResult(Result):
     run: str
     reference: Variant
     variants: tuple[Variant, ...]
-    threads: int
+    threads: int = Field(description="the most that a variant could be given")
     machine: dict[str, Any]
     busy_percent: float = Field(description="share of all cores that others used just before the timing")
+    clock_ns: float | None = Field(
+        None, description="what timing a call that does nothing shows; not subtracted"
+    )
     withheld: tuple[str, ...] = Field((), description="percentiles not stated, and why")
+    notes: tuple[str, ...] = Field((), description="what the numbers mean for where to run it")
     raw: str = Field(description="file with every timed run in seconds, relative to the run")
 
 
@@ -171,6 +236,7 @@ class BuildResult(Result):
         description="per stage; next to none where it was unchanged and skipped"
     )
     failed: dict[str, str] = Field(default_factory=dict, description="target -> why no variant passed")
+    notes: tuple[str, ...] = Field((), description="what the measured latencies mean for where to run it")
 
 
 class BackendInfo(Result):
@@ -208,6 +274,7 @@ class ErrorResult(Result):
 
 
 SCHEMAS: dict[str, type[BaseModel]] = {
+    "pretrain": PretrainResult,
     "finetune": FinetuneResult,
     "export": ExportResult,
     "quantize": QuantizeResult,

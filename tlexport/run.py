@@ -41,6 +41,11 @@ RECORDED_VERSIONS = (
     "tensorrt-rtx",
     "tensorrt",
     "numpy",
+    "polars",
+    "scikit-learn",
+    "lightgbm",
+    "skl2onnx",
+    "onnxmltools",
 )
 _PARTIAL = ".partial"
 

@@ -19,7 +19,7 @@ BENCH = ROOT / "bench"
 PROMISED = {
     "startup": {"tlexport_s", "typer_s", "ratio"},
     "finetune": {"full", "probe", "threads"},
-    "latency": {"models", "geometric_mean", "failed"},
+    "latency": {"models", "small_models", "geometric_mean", "failed"},
     "memory": {"peak", "timeline_mb", "build", "settings"},
     "accuracy": {"cases"},
 }
@@ -324,10 +324,10 @@ def test_missing_data_is_named(tmp_path: Path):
 @pytest.mark.parametrize("probe", [False, True])
 def test_the_plain_loop_learns_what_the_strategy_says(tmp_path: Path, probe: bool):
     finetune = module("finetune")
-    from tlexport.models.image import create, describe
+    from tlexport.models.image import create, describe_backbone
 
     _, data = finetune.dataset(tmp_path, 32, 20)
-    spec = describe("timm/test_resnet", classes=10, task="multiclass", image_size=32)
+    spec = describe_backbone("timm/test_resnet", classes=10, task="multiclass", image_size=32)
     loop = finetune.Plain(spec, data, 10, probe=probe)
     before = {name: value.clone() for name, value in loop.backbone.state_dict().items()}
     head = loop.head.weight.clone()
@@ -367,6 +367,7 @@ def test_a_wrong_choice_is_seen():
     judged = latency.judged(model, 0)
     assert judged["chosen_over_best"]["ratio"] == pytest.approx(1.5, rel=0.01)
     assert judged["chosen_over_best"]["low"] > 1.05, "not taken for chance"
+    assert judged["torch_eager_over_chosen"]["ratio"] == pytest.approx(2.4, rel=0.01)
     assert judged["torch_best"] == "torch-channels-last" and judged["best"] == "openvino-fp32"
     assert judged["torch_best_over_chosen_fp32"]["ratio"] == pytest.approx(3.0, rel=0.01)
     mean = latency.geometric_mean([judged["draws"]["all"], judged["draws"]["fp32_only"]])
@@ -384,17 +385,22 @@ def test_a_candidate_that_computes_something_else_ends_the_program():
             return {"probabilities": np.full((len(inputs["images"]), 2), self.value, np.float32)}
 
     images = np.zeros((2, 3, 4, 4), np.uint8)
-    found = latency.agreements({"torch-eager": Constant(0.5), "openvino-int8": Constant(0.6)}, images)
+    found = latency.agreements(
+        {"torch-eager": Constant(0.5), "openvino-int8": Constant(0.6)}, {"images": images}, "probabilities"
+    )
     assert found["openvino-int8"]["max_abs_error"] == pytest.approx(0.1, abs=1e-6)
     with pytest.raises(SystemExit, match="onnxruntime-fp32 differs"):
-        latency.agreements({"torch-eager": Constant(0.5), "onnxruntime-fp32": Constant(0.6)}, images)
+        latency.agreements(
+            {"torch-eager": Constant(0.5), "onnxruntime-fp32": Constant(0.6)},
+            {"images": images},
+            "probabilities",
+        )
 
 
 def test_random_weights_are_made_to_answer_differently():
-    latency = module("latency")
     import torch
 
-    serving = latency.sane_model("timm/test_resnet", 32)
+    serving = module("latency_cases").sane_model("timm/test_resnet", 32)
     with torch.inference_mode():
         answers = serving(torch.from_numpy(common.smooth_images(16, 32, 5)))
     assert len(set(answers.argmax(1).tolist())) >= 3 and answers.std(dim=0).mean() > 0.02

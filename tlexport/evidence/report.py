@@ -9,6 +9,8 @@
     withheld                  list of str: percentiles not stated, and why
     latency_ms                {variant's name: [ms, ...]}: timed calls
     finetune                  results.FinetuneResult as a dict
+    headline                  str: what has to be read first
+    baselines                 list of results.Baseline as dicts
     history                   list of {epoch, train_loss, val: {metric: value}, ...}
     recipe machine versions   dicts, shown as they are
     threads                   int: how many each backend used
@@ -41,6 +43,7 @@ body {
 }
 h1 { font-size: 1.6rem; margin: 0; }
 h2 { font-size: 1.05rem; margin: 2.4rem 0 .6rem; }
+.headline { font-weight: 600; color: var(--fail); margin-bottom: 1rem; }
 p { margin: .3rem 0; max-width: 46rem; }
 .quiet, caption, th, svg text { color: var(--quiet); fill: var(--quiet); }
 .scroll { overflow-x: auto; }
@@ -91,6 +94,7 @@ def render(document: Mapping[str, Any]) -> str:
     sections = [
         _header(document),
         _variants(document),
+        _baselines(document),
         _drops(document),
         _latency(document),
         _training(document),
@@ -111,6 +115,8 @@ def render(document: Mapping[str, Any]) -> str:
 def _header(document: Mapping[str, Any]) -> str:
     chosen = document.get("chosen") or {}
     lines = [f"<h1>{escape(str(document['name']))}</h1>"]
+    if document.get("headline"):
+        lines.insert(0, f'<p class="headline">{escape(str(document["headline"]))}</p>')
     tuned = document.get("finetune") or {}
     about = [
         str(text) for text in (document.get("description"), tuned.get("task"), tuned.get("backbone")) if text
@@ -144,6 +150,27 @@ def _variants(document: Mapping[str, Any]) -> str:
     notes = ["Bold: chosen. “–”: not measured, or withheld.", *(document.get("withheld") or [])]
     notes = [f'<p class="quiet">{escape(str(note))}</p>' for note in notes]
     return _section("Variants", f'<div class="scroll">{table}</div>{"".join(notes)}')
+
+
+def _baselines(document: Mapping[str, Any]) -> str:
+    """What a sceptic would have used instead, on the same split."""
+    metric = _metric(document)
+    heads = ("plain model", f"test {metric}", "lead of the fine-tuned model", "what it is")
+    rows = "".join(
+        f'<tr><td class="word">{escape(_text(b.get("name")))}</td>'
+        f'<td class="number">{escape(_number(((b.get("metrics") or {}).get("test") or {}).get(metric), "{:.4f}"))}</td>'
+        f'<td class="number">{escape(_lead(b))}</td>'
+        f"<td>{escape(_text(b.get('description')))}</td></tr>"
+        for b in document.get("baselines") or []
+    )
+    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return _section("Beside plain models", table if rows else "")
+
+
+def _lead(baseline: Mapping[str, Any]) -> str:
+    lead, low, high = (_number(baseline.get(key), "{:+.4f}") for key in ("lead", "lead_low", "lead_high"))
+    return f"{lead} [{low}, {high}]"
 
 
 def _variant(
@@ -188,7 +215,11 @@ def _training(document: Mapping[str, Any]) -> str:
     panels = figures.curve(loss, "training loss") + figures.curve(judged, f"validation {metric}")
     curves = _section("Training", f'<div class="beside">{panels}</div>' if panels else "")
     # The run's path would say who made it.
-    tuned = {key: value for key, value in (document.get("finetune") or {}).items() if key != "run"}
+    tuned = {
+        key: value
+        for key, value in (document.get("finetune") or {}).items()
+        if key not in ("run", "headline", "baselines", "race")
+    }
     return curves + _facts("Fine-tuning", tuned)
 
 

@@ -8,9 +8,18 @@ from pathlib import Path
 from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BuildResult
+from tlexport.results import BuildResult, FinetuneResult
 from tlexport.run import Run
-from tlexport.stages import bench, compile, export, package, quantize, report, verify
+from tlexport.stages import baselines, bench, compile, export, finetune, package, quantize, report, verify
+
+
+def tune(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
+    """finetune -> baselines: the fine-tuned model with what stands beside it; what is unchanged is skipped."""
+    tuned = finetune.run(run, recipe, progress)
+    if not recipe.baselines:
+        return tuned
+    beside = baselines.run(run, recipe, progress)
+    return tuned.model_copy(update={"baselines": beside.baselines, "headline": beside.headline})
 
 
 def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> BuildResult:
@@ -49,4 +58,5 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         variants=measured.variants,
         seconds=seconds,
         failed=failed,
+        notes=measured.notes,
     )

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tlexport.modalities import MODALITIES, metrics
-from tlexport.modalities.image import ImageData, Split
-from tlexport.models import checkpoint, weights
-from tlexport.models import image as models
+from tlexport.errors import LeakageError, RecipeError
+from tlexport.modalities import MODALITIES, dataset, metrics, reference
+from tlexport.modalities.dataset import Dataset
+from tlexport.models import MODELS, checkpoint, weights
+from tlexport.models.network import Network
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import FinetuneResult, Metrics, WeightsSummary
 from tlexport.run import Run, digest, replacing, write_json
-from tlexport.training.finetune import device_of, finetune, probabilities
+from tlexport.training import leakage, race
+from tlexport.training.finetune import device_of, finetune, served
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
     """Fine-tune into `run`; a finished one with the same recipe, data and weights is returned as it stands."""
     started = time.monotonic()
-    with progress.bar("reading images") as step:
+    with progress.bar(f"reading {recipe.modality} data") as step:
         data = MODALITIES[recipe.modality].load(
             recipe.data, task=recipe.task, seed=recipe.seed, cache=run / "cache", progress=step
         )
-    _report(data, progress)
+    dataset.tell(data, progress)
+    _require_metric(recipe, data)
     record = run.stage("finetune", _config(recipe, data), inputs=[])
     if (finished := record.unchanged(FinetuneResult)) is not None:
         progress.say("finetune: unchanged, skipped")
         return finished
-    model, spec, loaded = _model(recipe, data)
+    data, seen = _unseen(recipe, data, progress)
+    raced = None
+    if recipe.transfer.strategy == "auto":
+        raced = race.race(
+            lambda source: _model(recipe, data, source)[0],
+            data,
+            recipe,
+            folder=run / "training",
+            cache=run / "cache",
+            progress=progress,
+        )
+        write_json(run / "race.json", raced.evidence)
+        recipe = raced.recipe
+    source = "none" if recipe.transfer.strategy == "scratch" else recipe.backbone.weights
+    model, loaded = _model(recipe, data, source)
     progress.say(f"weights: {loaded.matched} of {loaded.total} tensors matched from {loaded.source}")
-    fitted = finetune(model, data, recipe, folder=run / "training", cache=run / "cache", progress=progress)
+    folder = raced.folder if raced else run / "training"
+    fitted = finetune(model, data, recipe, folder=folder, cache=run / "cache", progress=progress)
     with progress.bar("test") as step:
-        outputs = probabilities(model, data.test, data, torch.device("cpu"), step)
+        outputs = served(model, data.test, torch.device("cpu"), step)
     result = FinetuneResult(
         run=str(run.path),
         strategy=recipe.transfer.strategy,
@@ -46,7 +65,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         samples={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         metric=recipe.metric,
         metrics=Metrics(
-            val=fitted.history[fitted.best_epoch - 1]["val"], test=metrics.evaluate(data.test.labels, outputs)
+            val=fitted.history[fitted.best_epoch - 1]["val"],
+            test=metrics.evaluate(data.test.labels, outputs, data.task),
         ),
         epochs=len(fitted.history),
         best_epoch=fitted.best_epoch,
@@ -57,117 +77,89 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         weights=loaded,
         corrupt=tuple(f"{file.name}: {file.reason}" for file in data.report.corrupt),
         duplicates=tuple(f"{d.name} ({d.split}) is {d.train} (train)" for d in data.report.duplicates),
+        problems=data.report.problems,
+        leaks=(*data.report.leaks, *seen),
+        race=raced.evidence if raced else None,
         notes=tuple(data.report.notes),
     )
-    _keep(run, model, spec, data, recipe, result)
-    _keep_reference(run / "reference", data, outputs, recipe)
+    _keep(run, model, data, result, folder)
+    reference.keep(run / "reference", data, outputs, samples=recipe.calibration.samples, seed=recipe.seed)
     record.finish(result, outputs=[run / "checkpoint", run / "reference"])
-    (run / "training" / "state.safetensors").unlink(missing_ok=True)
+    for state in (run / "training").rglob("state.safetensors"):
+        state.unlink()
     return result
 
 
-def _config(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+def _require_metric(recipe: Recipe, data: Dataset) -> None:
+    known = metrics.REGRESSION if data.task == "regression" else metrics.CLASSIFICATION
+    if recipe.metric not in known:
+        raise RecipeError(
+            f"metric={recipe.metric} does not judge a {data.task} task (these do: {', '.join(known)})"
+        )
+
+
+def _config(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """All that decides the checkpoint: the recipe's part, the data's contents, the weights file's contents."""
     document = recipe.model_dump(
         mode="json",
         include={"modality", "task", "metric", "seed", "data", "backbone", "transfer", "calibration"},
     )
+    document["race"] = recipe.race.model_dump(mode="json") if recipe.transfer.strategy == "auto" else None
     document["data_sha256"] = data.report.sha256
     source = Path(recipe.backbone.weights)
+    source = source / "checkpoint" if (source / "checkpoint").is_dir() else source
     document["weights_sha256"] = digest(source) if source.exists() else None
     return document
 
 
-def _report(data: ImageData, progress: Progress) -> None:
-    """What the data holds, and everything about it that a careful person would want to know before training."""
-    report = data.report
-    counts = ", ".join(
-        f"{name} {count} ({report.split_origin[name]})" for name, count in report.samples.items()
-    )
-    progress.say(f"data: {data.task}, {len(data.class_names)} classes; {counts}")
-    if report.corrupt:
-        first = report.corrupt[0]
-        progress.warn(
-            f"{len(report.corrupt)} unreadable files were left out, the first: {first.name} ({first.reason})"
+def _unseen(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Dataset, tuple[str, ...]]:
+    """The data without test samples that pretraining has seen, or with a warning, as `data.duplicates` asks."""
+    known = leakage.read(Path(recipe.backbone.weights))
+    if known is None:
+        return data, ()
+    found = known.shared(data.test)
+    if not found.any():
+        return data, ()
+    told = f"{int(found.sum())} of {len(found)} test samples were seen in pretraining ({recipe.backbone.weights})"
+    if recipe.data.duplicates == "fail":
+        raise LeakageError(
+            f"{told}; pretrain without them, or leave them out of test with data.duplicates=drop"
         )
-    if report.duplicates_count.get("test"):
-        first_twin = next(twin for twin in report.duplicates if twin.split == "test")
-        progress.warn(
-            f"{report.duplicates_count['test']} test images are also in train, the first: {first_twin.name}; "
-            + (
-                "they were left out of test"
-                if report.dropped
-                else "data.duplicates=drop leaves them out of test"
-            )
+    if recipe.data.duplicates == "drop" and not found.all():
+        kept = np.flatnonzero(~found)
+        test = replace(
+            data.test,
+            inputs=data.test.inputs[kept],
+            labels=data.test.labels[kept],
+            groups=None if data.test.groups is None else data.test.groups[kept],
+            names=tuple(data.test.names[row] for row in kept),
+            times=None if data.test.times is None else data.test.times[kept],
         )
-    for note in report.notes:
-        progress.say(note)
+        data, told = replace(data, test=test), f"{told}; they were left out of test"
+    progress.warn(told)
+    return data, (told,)
 
 
-def _model(recipe: Recipe, data: ImageData) -> tuple[models.ImageModel, models.ModelSpec, WeightsSummary]:
-    """The backbone with a new head for the data's classes, and its weights loaded."""
+def _model(recipe: Recipe, data: Dataset, source: str) -> tuple[Network, WeightsSummary]:
+    """The backbone with a new head for the data's classes, and the weights of `source` loaded."""
     torch.manual_seed(recipe.seed)
-    spec = models.describe(
-        recipe.backbone.name,
-        classes=len(data.class_names),
-        task=data.task,  # type: ignore[arg-type]
-        channels=data.preprocessing.channels,
-        image_size=data.preprocessing.image_size,
-        dropout=recipe.backbone.dropout,
-    )
-    model = models.create(spec)
-    report = weights.load(model, recipe.backbone.weights, allow_mismatch=recipe.backbone.allow_mismatch)
-    return (
-        model,
-        spec,
-        WeightsSummary.model_validate(report.model_dump(include=set(WeightsSummary.model_fields))),
-    )
+    module = MODELS[recipe.modality]
+    model = module.create(module.describe(recipe, data))
+    module.prepare(model, data)
+    report = weights.load(model, source, allow_mismatch=recipe.backbone.allow_mismatch)
+    return model, WeightsSummary.model_validate(report.model_dump(include=set(WeightsSummary.model_fields)))
 
 
-def _keep(
-    run: Run,
-    model: models.ImageModel,
-    spec: models.ModelSpec,
-    data: ImageData,
-    recipe: Recipe,
-    result: FinetuneResult,
-) -> None:
+def _keep(run: Run, model: Network, data: Dataset, result: FinetuneResult, training: Path) -> None:
     """checkpoint/: weights, network, classes, preprocessing, metrics, history."""
     extra = {
         "class_names": data.class_names,
         "task": data.task,
-        "preprocessing": data.preprocessing.__dict__,
+        "preprocessing": data.preprocessing.describe(),
         "metrics": result.metrics.model_dump(),
         "data": data.report.model_dump(mode="json"),
     }
-    checkpoint.save_checkpoint(run / "checkpoint", model, spec, extra)
+    checkpoint.save_checkpoint(run / "checkpoint", model, model.spec, extra)
     write_json(run / "checkpoint" / "metrics.json", result.metrics.model_dump())
     with replacing(run / "checkpoint" / "history.jsonl") as partial:
-        partial.write_bytes((run / "training" / "history.jsonl").read_bytes())
-
-
-def _keep_reference(folder: Path, data: ImageData, outputs: np.ndarray, recipe: Recipe) -> None:
-    """reference/: prepared test images with labels and the reference's outputs, and training images for calibration."""
-    with replacing(folder) as partial:
-        partial.mkdir()
-        _prepared(partial / "inputs.npy", data, data.test, np.arange(len(data.test)))
-        np.save(partial / "outputs.npy", outputs)
-        np.save(partial / "labels.npy", np.asarray(data.test.labels))
-        if data.test.groups is not None:
-            np.save(
-                partial / "groups.npy",
-                np.unique(np.asarray(data.test.groups), return_inverse=True)[1].astype(np.int64),
-            )
-        chosen = np.random.default_rng(recipe.seed).permutation(len(data.train))[: recipe.calibration.samples]
-        _prepared(partial / "calibration.npy", data, data.train, np.sort(chosen))
-
-
-def _prepared(path: Path, data: ImageData, split: Split, indices: np.ndarray) -> None:
-    """uint8 [n,C,S,S], written batch by batch so that a large split does not fill the memory."""
-    size, channels = data.preprocessing.image_size, data.preprocessing.channels
-    array = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.uint8, shape=(len(indices), channels, size, size)
-    )
-    for start in range(0, len(indices), 256):
-        array[start : start + 256] = data.preprocessing.batch(split.images[indices[start : start + 256]])
-    array.flush()
+        partial.write_bytes((training / "history.jsonl").read_bytes())

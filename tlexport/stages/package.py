@@ -7,7 +7,7 @@ from pathlib import Path
 from tlexport.bundle import choice, manifest
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
-from tlexport.models.checkpoint import load_checkpoint
+from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import BenchResult, PackageResult, Variant, VerifyResult
@@ -71,7 +71,8 @@ def _same_file(run: Run, variant: Variant) -> None:
 def _write(
     run: Run, recipe: Recipe, out: Path, chosen: dict[str, choice.Chosen], measured: BenchResult
 ) -> manifest.Manifest:
-    _, spec, extra = load_checkpoint(run / "checkpoint")
+    description = describe_checkpoint(run / "checkpoint")
+    extra = description.extra
     inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
     sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
     for name in ("inputs.npy", "outputs.npy"):
@@ -95,8 +96,8 @@ def _write(
         )
     document = manifest.Manifest(
         name=recipe.name,
-        backbone=spec.backbone,
-        task=spec.task,
+        backbone=description.backbone,
+        task=description.task,
         classes=tuple(extra["class_names"]),
         preprocessing=extra["preprocessing"],
         inputs=tuple(inputs),

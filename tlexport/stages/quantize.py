@@ -1,4 +1,4 @@
-"""quantize: typed graphs from the FP32 one: FP16 by cast, INT8 by Q/DQ with ranges measured on training images."""
+"""quantize: typed graphs from the FP32 one: FP16 by cast, INT8 by Q/DQ with ranges measured on training samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from tlexport import tensors
 from tlexport.errors import ExportError
 from tlexport.evidence import machine
 from tlexport.graph import calibration, cast, inspect, quantize, trace
@@ -33,11 +34,11 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
         progress.say("quantize: unchanged, skipped")
         return finished
     model = trace.load(source)
-    images = np.load(samples, mmap_mode="r", allow_pickle=False)[: recipe.calibration.samples]
+    drawn = np.load(samples, mmap_mode="r", allow_pickle=False)[: recipe.calibration.samples]
     made, refused = [_info(run, "fp32", "fp32", model)], {}
     for name in wanted:
         try:
-            graph = _typed(name, model, images, recipe, progress)
+            graph = _typed(name, model, drawn, recipe, progress)
         except ExportError as error:
             # One precision that the weights do not allow leaves the others standing; its variants carry the reason.
             refused[name] = str(error)
@@ -53,7 +54,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
         run=str(run.path),
         graphs=tuple(made),
         refused=refused,
-        calibration_samples=len(images),
+        calibration_samples=len(drawn),
         calibration_method=recipe.calibration.method,
     )
     record.finish(result, outputs=[run / info.file for info in made[1:]])
@@ -70,27 +71,28 @@ def graphs_for(recipe: Recipe) -> list[str]:
 
 
 def _typed(
-    name: str, model: onnx.ModelProto, images: np.ndarray, recipe: Recipe, progress: Progress
+    name: str, model: onnx.ModelProto, samples: np.ndarray, recipe: Recipe, progress: Progress
 ) -> onnx.ModelProto:
     if name == "fp16":
         return cast.to_fp16(model)
-    return _int8(model, images, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
+    return _int8(model, samples, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
 
 
 def _int8(
-    model: onnx.ModelProto, images: np.ndarray, flavour: quantize.Flavour, recipe: Recipe, progress: Progress
+    model: onnx.ModelProto, samples: np.ndarray, flavour: quantize.Flavour, recipe: Recipe, progress: Progress
 ) -> onnx.ModelProto:
     chosen = recipe.calibration
-    with progress.bar(f"calibrating int8-{flavour} ({chosen.method}, {len(images)} images)") as step:
+    with progress.bar(f"calibrating int8-{flavour} ({chosen.method}, {len(samples)} samples)") as step:
+        names = tuple(spec.name for spec in inspect.io(model)[0])
 
-        def batches() -> Iterator[np.ndarray]:
-            for start in range(0, len(images), BATCH):
-                yield np.array(images[start : start + BATCH])
-                step(min(start + BATCH, len(images)), len(images))
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for start in range(0, len(samples), BATCH):
+                yield tensors.named(samples[start : start + BATCH], names)
+                step(min(start + BATCH, len(samples)), len(samples))
 
-        tensors = quantize.tensors_to_calibrate(model, flavour)
+        wanted = quantize.tensors_to_calibrate(model, flavour)
         ranges = calibration.calibrate(
-            model, batches(), method=chosen.method, percentile=chosen.percentile, tensors=tensors
+            model, batches(), method=chosen.method, percentile=chosen.percentile, tensors=wanted
         )
     return quantize.quantize(model, ranges, flavour, reduce_range=flavour == "cpu" and not machine.has_vnni())
 

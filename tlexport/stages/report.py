@@ -10,7 +10,7 @@ import numpy as np
 from tlexport.evidence import report
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BenchResult, FinetuneResult
+from tlexport.results import BaselinesResult, BenchResult, FinetuneResult
 from tlexport.run import Run, read_json, versions, write_text
 
 
@@ -18,10 +18,13 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
     """Write report.html from bench.json, the checkpoint's metrics and history, and the raw latency samples."""
     measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
     tuned = run.result("finetune", FinetuneResult)
-    history = [
-        json.loads(line)
-        for line in (run / "checkpoint" / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    beside = run.result("baselines", BaselinesResult) if "baselines" in run.manifest["stages"] else None
+    epochs = run / "checkpoint" / "history.jsonl"
+    history = (
+        [json.loads(line) for line in epochs.read_text(encoding="utf-8").splitlines()]
+        if epochs.is_file()
+        else []
+    )
     with np.load(run / measured.raw, allow_pickle=False) as raw:
         samples = {name: (raw[name] * 1e3).round(4).tolist() for name in raw.files}
     document = {
@@ -29,6 +32,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
         "description": recipe.description,
         "recipe": recipe.model_dump(mode="json"),
         "finetune": tuned.model_dump(mode="json"),
+        "headline": beside.headline if beside else "",
+        "baselines": [b.model_dump(mode="json", exclude={"run"}) for b in beside.baselines] if beside else [],
         "history": history,
         "reference": measured.reference.model_dump(mode="json"),
         "variants": [variant.model_dump(mode="json") for variant in measured.variants],

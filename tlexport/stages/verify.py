@@ -10,8 +10,9 @@ import numpy as np
 from tlexport.backends import registry
 from tlexport.errors import CompileError, ExportError
 from tlexport.evidence import parity, stats
+from tlexport.graph import inspect, trace
 from tlexport.modalities import metrics
-from tlexport.models.checkpoint import load_checkpoint
+from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, Variant, VerifyResult
@@ -32,8 +33,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
     if (finished := record.unchanged(VerifyResult)) is not None:
         progress.say("verify: unchanged, skipped")
         return finished
-    _, spec, _ = load_checkpoint(run / "checkpoint")
-    judge = Judge(run, recipe, spec.task)
+    judge = Judge(run, recipe, describe_checkpoint(run / "checkpoint").task)
     variants = []
     with progress.bar("verifying") as step:
         for done, variant in enumerate(compiled.variants, start=1):
@@ -70,6 +70,10 @@ class Judge:
         self.prepare = metrics.METRICS[recipe.metric]
         self.prepared = self.prepare(self.labels, self.outputs)
         self.value = float(self.prepared(np.ones((1, len(self.labels))))[0])
+        # An error without an upper limit is gated as a share of the reference's own.
+        self.unit = self.value if recipe.metric in metrics.UNBOUNDED else 1.0
+        self.sign = 1.0 if metrics.HIGHER_IS_BETTER[recipe.metric] else -1.0
+        self.input_names = tuple(spec.name for spec in inspect.io(trace.load(run / "graphs/fp32.onnx"))[0])
 
     def judged(self, variant: Variant) -> Variant:
         """The variant with its numbers and verdict. A crash of its backend is a failed verdict, not an error."""
@@ -89,23 +93,18 @@ class Judge:
         except (CompileError, ExportError) as error:
             return variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
         drop = self._drop(outputs)
-        flips = stats.flips(
-            self._decisions(self.outputs),
-            self._decisions(outputs),
-            self.labels,
-            confidence=self.recipe.verify.confidence,
-        )
+        flips = self._flips(outputs)
         numbers = {
-            "metric": self.value - drop.estimate,
+            "metric": self.value - self.sign * drop.estimate,
             "drop": drop.estimate,
             "drop_low": drop.low,
             "drop_high": drop.high,
-            "flips": flips.count,
-            "flips_upper": flips.upper,
+            "flips": flips.count if flips else None,
+            "flips_upper": flips.upper if flips else None,
             "max_abs_error": found.max_abs_error,
             "judged_by": judged_by,
         }
-        failed = self._failed(numbers, flips.share, variant)
+        failed = self._failed(numbers, flips.share if flips else None, variant)
         passed = "pass" if here else NOT_RUN_HERE
         reason = failed or ("" if here else f"accuracy judged by {judged_by} on the same typed graph")
         return variant.model_copy(
@@ -124,6 +123,7 @@ class Judge:
                 source,
                 self.inputs,
                 partial,
+                input_names=self.input_names,
                 batch_size=BATCH,
                 threads=self.recipe.bench.threads,
                 device=device,
@@ -142,22 +142,32 @@ class Judge:
             resamples=wanted.resamples,
             confidence=wanted.confidence,
             seed=self.recipe.seed,
+            sign=self.sign,
             groups=self.groups,
         )
 
-    def _decisions(self, outputs: np.ndarray) -> np.ndarray:
-        return metrics.decisions(outputs, self.task)
+    def _flips(self, outputs: np.ndarray) -> stats.Flips | None:
+        """None in a regression, where nothing is decided."""
+        if self.task == "regression":
+            return None
+        return stats.flips(
+            metrics.decisions(self.outputs, self.task),
+            metrics.decisions(outputs, self.task),
+            self.labels,
+            confidence=self.recipe.verify.confidence,
+        )
 
-    def _failed(self, numbers: dict[str, Any], flipped: float, variant: Variant) -> str:
+    def _failed(self, numbers: dict[str, Any], flipped: float | None, variant: Variant) -> str:
         """Which gates are missed, and by how much; empty if none is."""
         gates = self.recipe.gates
         missed = []
-        if numbers["drop_high"] > gates.max_drop:
+        if numbers["drop_high"] > gates.max_drop * self.unit:
+            of = "" if self.unit == 1.0 else f" of the reference's {self.value:.4g}"
             missed.append(
-                f"{self.recipe.metric} drop {numbers['drop']:.4f}, at worst {numbers['drop_high']:.4f} "
-                f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}"
+                f"{self.recipe.metric} drop {numbers['drop']:.4g}, at worst {numbers['drop_high']:.4g} "
+                f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}{of}"
             )
-        if gates.max_flips is not None and flipped > gates.max_flips:
+        if gates.max_flips is not None and flipped is not None and flipped > gates.max_flips:
             missed.append(f"{flipped:.2%} of the decisions flip, over max_flips {gates.max_flips:g}")
         if (
             gates.max_size_mb is not None

@@ -1,0 +1,201 @@
+"""bench on runs made of real parts: a network with its graph, and a plain baseline that has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tlexport.backends import registry
+from tlexport.evidence import latency
+from tlexport.graph import inspect, trace
+from tlexport.models import image
+from tlexport.models.checkpoint import save_checkpoint, save_graph
+from tlexport.models.network import ServingModel
+from tlexport.progress import Silent
+from tlexport.recipe import Recipe, parse
+from tlexport.results import Variant, VerifyResult
+from tlexport.run import Run, digest
+from tlexport.stages import bench
+from tlexport.tensors import Profile
+
+ABOUT = {"class_names": "[]", "preprocessing": "{}", "task": "binary"}
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    document = {"name": "bench", "data": {"path": "sklearn/digits"}, "backbone": {"name": "timm/test_resnet"}}
+    return parse(document, ["bench.samples=10", "bench.batch_sizes=[2]", *overrides])
+
+
+def prepared(path: Path, recipe: Recipe, graph: Path, inputs: np.ndarray) -> Run:
+    """A run whose checkpoint is there and whose only variant passed."""
+    run = Run(path)
+    for folder in ("reference", "graphs", "variants/cpu-onnxruntime-fp32"):
+        (path / folder).mkdir(parents=True)
+    np.save(path / "reference/inputs.npy", inputs)
+    (path / "graphs/fp32.onnx").write_bytes(graph.read_bytes())
+    file = path / "variants/cpu-onnxruntime-fp32/model.onnx"
+    expected = inspect.compute_dtypes(trace.load(graph))
+    registry.build("onnxruntime", graph, file, "cpu", Profile(), expected, timeout=60)
+    passed = Variant(
+        name="cpu-onnxruntime-fp32",
+        backend="onnxruntime",
+        target="cpu",
+        precision="fp32",
+        file=run.relative(file),
+        sha256=digest(file),
+        size_bytes=file.stat().st_size,
+        verdict="pass",
+    )
+    refused = Variant(
+        name="cpu-openvino-fp32", backend="openvino", target="cpu", precision="fp32", verdict="refused"
+    )
+    verified = VerifyResult(
+        run=str(path),
+        metric="auc",
+        reference=0.9,
+        samples=len(inputs),
+        confidence=0.95,
+        gates={},
+        variants=(passed, refused),
+    )
+    (path / "verify.json").write_text(verified.model_dump_json())
+    run.stage("verify", {}, inputs=[]).finish(verified, outputs=[path / "verify.json"])
+    return run
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Run:
+    recipe = recipe_of()
+    run = Run.create(tmp_path / "run", recipe)
+    torch.manual_seed(0)
+    spec = image.describe_backbone("timm/test_resnet", classes=2, task="binary", image_size=32)
+    model = image.create(spec).eval()
+    save_checkpoint(run / "checkpoint", model, spec, {})
+    inputs = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    graph = trace.trace(
+        ServingModel(model),
+        (torch.from_numpy(inputs[:2]),),
+        opset=20,
+        input_names=("images",),
+        output_name="probabilities",
+        metadata=ABOUT,
+    )
+    trace.save(graph, tmp_path / "graph.onnx")
+    return prepared(run.path, recipe, tmp_path / "graph.onnx", inputs)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path) -> Run:
+    """Logistic regression on two of a structured array's fields; there is no PyTorch model."""
+    pytest.importorskip("skl2onnx")
+    from skl2onnx import to_onnx
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data = load_breast_cancer()
+    x = data.data.astype(np.float32)
+    model = to_onnx(
+        make_pipeline(StandardScaler(), LogisticRegression()).fit(x, data.target),
+        x[:1],
+        options={"zipmap": False},
+    )
+    del model.graph.output[0]
+    trace.save(model, tmp_path / "graph.onnx")
+    recipe = recipe_of()
+    run = Run.create(tmp_path / "run", recipe)
+    (run / "checkpoint").mkdir()
+    save_graph(run / "checkpoint", model.SerializeToString(), "baseline/logistic", "binary", {})
+    rows = np.zeros(5, [("X", "f4", (30,)), ("other", "f4", (4,))])
+    rows["X"] = x[:5]
+    return prepared(run.path, recipe, tmp_path / "graph.onnx", rows)
+
+
+def test_a_network_and_its_variant_are_timed_with_the_threads_that_suit_them(network: Run) -> None:
+    found = bench.run(network, network.recipe, Silent())
+    assert found == bench.load(network)
+    variant, refused = found.variants
+    assert found.reference.name == "torch-eager" and found.reference.speedup == 1.0
+    assert variant.speedup is not None and variant.speedup > 1.5
+    for timed in (variant, found.reference):
+        assert timed.threads in {1, found.threads} and timed.count == 10 and timed.calls_per_sample == 1
+        assert timed.p50_ms is not None and 0.01 < timed.p50_ms < 1000
+        assert timed.throughput is not None and timed.throughput["2"] > 0
+    assert refused.p50_ms is None and refused.threads is None
+    assert found.clock_ns is not None and 1 < found.clock_ns < 1e5
+    with np.load(network / found.raw, allow_pickle=False) as raw:
+        assert np.median(raw[variant.name]) == pytest.approx(variant.p50_ms / 1e3)
+
+
+def test_threads_that_the_recipe_states_are_used_as_they_are(
+    network: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "fastest_threads", lambda *_: pytest.fail("there is nothing to choose"))
+    found = bench.run(network, recipe_of("bench.threads=1"), Silent())
+    assert found.reference.threads == found.variants[0].threads == found.threads == 1
+
+
+def test_the_faster_number_of_threads_is_found() -> None:
+    """A call that two threads make slower, as they do with a small model, and one that they make faster."""
+    import contextlib
+    import time
+
+    from tlexport.backends import Bound
+
+    class Slept:
+        provider = "clock"
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def run(self, inputs):
+            return {}
+
+        def bind(self, inputs):
+            return Bound(lambda: time.sleep(self.seconds), dict)
+
+    def small(threads: int):
+        return contextlib.nullcontext(Slept(1e-4 * threads))
+
+    def large(threads: int):
+        return contextlib.nullcontext(Slept(4e-3 / threads))
+
+    assert bench.fastest_threads(small, {}, 4) == 1
+    assert bench.fastest_threads(large, {}, 4) == 4
+    assert bench.fastest_threads(small, {}, 1) == 1
+
+
+def test_a_baseline_has_no_reference_to_be_faster_than(baseline: Run) -> None:
+    found = bench.run(baseline, baseline.recipe, Silent())
+    variant = found.variants[0]
+    assert (found.reference.name, found.reference.metric) == ("baseline/logistic", 0.9)
+    assert found.reference.p50_ms is found.reference.speedup is variant.speedup is None
+    assert variant.p50_ms is not None and variant.p50_ms < 0.2
+    assert variant.calls_per_sample is not None and variant.calls_per_sample > 1
+    sooner = any("keep it on the CPU" in note and "not measured here" in note for note in found.notes)
+    assert sooner == (variant.p50_ms < 0.0151)  # two copies, a launch and one kernel
+    assert any(f"cpu-onnxruntime-fp32 {variant.calls_per_sample}" in note for note in found.notes)
+
+
+def test_a_missed_latency_gate_fails_the_variant_with_its_digits(baseline: Run) -> None:
+    found = bench.run(baseline, recipe_of("gates.max_p50_ms=1e-6"), Silent())
+    assert found.variants[0].verdict == "fail"
+    assert (
+        found.variants[0].reason.startswith("p50_ms 0.0")
+        and "over max_p50_ms 1e-06" in found.variants[0].reason
+    )
+
+
+def test_nothing_to_time_is_no_error(baseline: Run) -> None:
+    verified = baseline.result("verify", VerifyResult)
+    failed = tuple(v.model_copy(update={"verdict": "fail"}) for v in verified.variants)
+    baseline.stage("verify", {}, inputs=[]).finish(
+        verified.model_copy(update={"variants": failed}), outputs=[baseline / "verify.json"]
+    )
+    found = bench.run(baseline, baseline.recipe, Silent())
+    assert all(variant.p50_ms is None for variant in found.variants) and found.notes == ()
+    assert isinstance(latency.clock_ns(), float)
