@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tlexport.evidence import machine
+from tlexport import cores
 from tlexport.modalities import image
 from tlexport.models import backbones
 from tlexport.models import image as models
@@ -170,7 +170,7 @@ def full(backbone: str, size: int, folder: Path, settings: Settings, deadline: f
     torch.manual_seed(0)
     recipe, data = dataset(folder, size, settings.images)
     recipe = configured(recipe, strategy="full", epochs=1, batch_size=settings.batch)
-    spec = models.describe(backbone, classes=CLASSES, task="multiclass", image_size=size)
+    spec = models.describe_backbone(backbone, classes=CLASSES, task="multiclass", image_size=size)
     model, loop, found = models.create(spec), Plain(spec, data, settings.batch, probe=False), Segments()
 
     def train_ours() -> None:
@@ -203,7 +203,7 @@ def probe(backbone: str, size: int, folder: Path, settings: Settings, deadline: 
     torch.manual_seed(0)
     recipe, data = dataset(folder, size, settings.probe_images)
     recipe = configured(recipe, strategy="probe", epochs=settings.probe_epochs, batch_size=settings.batch)
-    spec = models.describe(backbone, classes=CLASSES, task="multiclass", image_size=size)
+    spec = models.describe_backbone(backbone, classes=CLASSES, task="multiclass", image_size=size)
     model, loop, found = models.create(spec), Plain(spec, data, settings.batch, probe=True), Segments()
     ours(model, data, recipe), loop.epoch()
     for pair in range(settings.probe_pairs):
@@ -271,7 +271,7 @@ def main() -> None:
     deadline = started + DEADLINE
     settings, available = (QUICK, QUICK_MODELS) if options.quick else (Settings(), MODELS)
     wanted = options.only or [*available, "probe"]
-    threads = 1 if options.quick else machine.usable_cores()
+    threads = 1 if options.quick else cores.usable()
     torch.set_num_threads(threads)
     results: dict[str, Any] = {}
     probed: dict[str, Any] | None = None

@@ -1,18 +1,20 @@
-"""Latency of one image on the CPU: the variant that a build would choose, beside torch eager, channels_last and compile.
+"""Latency of one sample on the CPU: the variant that a build would choose, beside torch eager, channels_last and compile.
 
-Five networks of torchvision and timm at 224 px, 10 classes, random weights: batch statistics and the head are fitted to
-random smooth images, so that activations are of a normal size and outputs differ. Accuracy gates say nothing about
-such weights, so they are not applied; the goal is therefore reported with all variants and with the FP32 ones alone. An
-INT8 variant whose receipt disagrees is no candidate. Each network has a process of its own. In it torch is timed alone
-(`torch_beside_others`, the judging times over these, should be near 1: nobody slows torch down), then a first timing
-chooses as a build does (fastest median; candidates take turns), and a second, independent one judges the choice.
-Needs a C++ compiler (torch.compile). At most 15 minutes a network, usually four.
+Five networks of torchvision and timm at 224 px, and the networks of the tabular recipes, all with random
+weights (latency_cases.py). Accuracy gates say nothing about such weights, so they are not applied; the image goal is
+therefore reported with all variants and with the FP32 ones alone. An INT8 variant whose receipt disagrees is no candidate.
+Sessions are timed, not wrappers: inputs and outputs are bound, torch's are ready tensors. Each candidate gets one thread or
+all, whichever is faster at batch 1; torch's candidates share the number that is best for eager. Each network has a process
+of its own. In it torch is timed alone (`torch_beside_others`, the judging times over these, should be near 1: nobody slows
+torch down), then a first timing chooses as a build does (fastest median; candidates take turns), and a second, independent
+one judges the choice. Needs a C++ compiler (torch.compile). At most 15 minutes a network, usually four.
 
-Result: `models` {name: {chosen, chosen_fp32, variants {name: {receipt, max_abs_error, decisions_kept}}, refused, threads,
-dropped, percentiles_ms, best, torch_best, torch_beside_others, torch_alone_ms, first_ms, second_ms {candidate: [every
-counted call]}, and, from the second timing, `chosen_over_best` (of all candidates), `chosen_over_best_variant` (of ours),
-`torch_best_over_chosen`, `torch_best_over_chosen_fp32` {ratio, low, high}}}, `geometric_mean` {all, fp32_only} of the
-last two, `failed` {name: why}.
+Result: `models` and `small_models` {name: {chosen, chosen_fp32, variants {name: {receipt, max_abs_error, decisions_kept}},
+refused, threads, dropped, percentiles_ms, best, torch_best, torch_beside_others, torch_alone_ms, first_ms, second_ms
+{candidate: [every counted sample]}, calls_per_sample (a sample is the mean of so many), clock_ns, and, from the second timing,
+`chosen_over_best` (of all candidates), `chosen_over_best_variant` (of ours), `torch_eager_over_chosen`,
+`torch_best_over_chosen`, `torch_best_over_chosen_fp32` {ratio, low, high}}}, `geometric_mean` {all, fp32_only} of the last
+two over `models`, `failed` {name: why}.
 """
 
 from __future__ import annotations
@@ -39,24 +41,17 @@ from common import (
     interval,
     say,
     shown,
-    smooth_images,
     stamp,
     table,
 )
+from latency_cases import IMAGES, QUICK_IMAGES, QUICK_SMALL, SMALL, Case, case_of
 
+from tlexport import cores
 from tlexport.evidence import latency, machine
 
-MODELS = {
-    "resnet18": "torchvision/resnet18",
-    "resnet50": "torchvision/resnet50",
-    "mobilenet_v3_large": "torchvision/mobilenet_v3_large",
-    "efficientnet_lite0": "timm/tf_efficientnet_lite0",
-    "vit_tiny": "timm/vit_tiny_patch16_224",
-}
-QUICK_MODELS = {"test_resnet": "timm/test_resnet"}
 TORCH = ("torch-eager", "torch-channels-last", "torch-compile")
 BACKENDS = ("onnxruntime", "openvino")
-CLASSES = 10
+TIMES_EAGER = 10.0  # goal of the tabular networks
 TIMEOUT = 900.0  # of one network, all included
 TOLERANCE = 1e-3  # of FP32 candidates' probabilities against eager
 BLOCK = latency.TURNS.counted
@@ -64,7 +59,7 @@ BLOCK = latency.TURNS.counted
 
 def main() -> None:
     parser = arguments("latency", __doc__ or "")
-    parser.add_argument("--only", nargs="+", choices=list(MODELS), help="some of the networks")
+    parser.add_argument("--only", nargs="+", choices=[*IMAGES, *SMALL], help="some of the networks")
     parser.add_argument(
         "--samples", type=int, default=300, help="timed calls of each candidate in each timing"
     )
@@ -75,23 +70,26 @@ def main() -> None:
         Path(options.out).write_text(json.dumps(measured(options.child, options.samples, options.quick)))
         return
     started, document = time.monotonic(), stamp("latency", parser, options)
-    models, failed = {}, {}
-    for seed, name in enumerate(QUICK_MODELS if options.quick else options.only or MODELS):
+    models: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    names = [*QUICK_IMAGES, *QUICK_SMALL] if options.quick else options.only or [*IMAGES, *SMALL]
+    for seed, name in enumerate(names):
         try:
             models[name] = judged(in_child(name, options), seed)
         except ChildFailed as error:
             failed[name] = str(error)
             say(f"{name}: {error}")
+    draws = {name: of.pop("draws") for name, of in models.items()}
+    small = {name: of for name, of in models.items() if name in SMALL}
+    images = {name: of for name, of in models.items() if name not in SMALL}
     means = {
-        kind: geometric_mean([models[name]["draws"][kind] for name in models])
+        kind: geometric_mean([draws[name][kind] for name in images])
         for kind in ("all", "fp32_only")
-        if models
+        if images
     }
-    for of in models.values():
-        del of["draws"]
-    document |= {"models": models, "geometric_mean": means, "failed": failed}
+    document |= {"models": images, "small_models": small, "geometric_mean": means, "failed": failed}
     show(models, means)
-    finish(document, goals_of(models, means), destination("latency", options), started)
+    finish(document, goals_of(images, small, means), destination("latency", options), started)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 
@@ -132,31 +130,35 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
     import torch
 
     from tlexport.backends import eager, registry
+    from tlexport.stages.bench import fastest_threads
 
-    threads = 1 if quick else machine.usable_cores()
-    torch.set_num_threads(threads)
-    size = 64 if quick else 224
+    most = 1 if quick else cores.usable()
     turns = latency.Schedule(warmup_s=0.2, budget_s=5) if quick else latency.Schedule(budget_s=100)
-    serving = sane_model((QUICK_MODELS if quick else MODELS)[name], size)
-    fresh = smooth_images(16, size, seed=3)
+    case = case_of(name, quick)
+    serving, ends = case.serving, {"inputs": case.names, "output": case.serving.output}
+    one = {key: array[:1] for key, array in case.fresh.items()}
+    at_once = fastest_threads(lambda threads: eager.runner_for(serving, threads=threads, **ends), one, most)
     with tempfile.TemporaryDirectory(prefix="tlexport-variants-") as folder, ExitStack() as stack:
+        ends["threads"] = at_once
         runners: dict[str, Any] = {
-            "torch-eager": stack.enter_context(eager.runner_for(serving, threads)),
-            "torch-channels-last": stack.enter_context(
-                eager.runner_for(serving, threads, channels_last=True)
-            ),
-            "torch-compile": stack.enter_context(eager.runner_for(torch.compile(serving), threads)),
+            "torch-eager": stack.enter_context(eager.runner_for(serving, **ends)),
+            "torch-compile": stack.enter_context(eager.runner_for(torch.compile(serving), **ends)),
         }
+        if any(array.ndim == 4 for array in one.values()):
+            alike = eager.runner_for(serving, channels_last=True, **ends)
+            runners["torch-channels-last"] = stack.enter_context(alike)
         say("  torch alone, before other libraries have threads here")
-        calls = {who: partial(runner.run, {"images": fresh[:1]}) for who, runner in runners.items()}
+        calls = {who: runner.bind(one).call for who, runner in runners.items()}
         alone = latency.interleave(calls, samples=min(samples, 80), seed=2, schedule=turns)
-        artifacts, receipts, refused = built(Path(folder), serving, size, quick)
+        threads = dict.fromkeys(runners, at_once)
+        artifacts, receipts, refused = built(Path(folder), case)
         say(f"  {len(artifacts)} variants built; loading")
         for variant, path in artifacts.items():
-            backend = registry.BACKENDS[variant.split("-")[0]]
-            runners[variant] = stack.enter_context(backend.runner(path, threads=threads))
-        agreement = agreements(runners, fresh)
-        calls = {who: partial(runner.run, {"images": fresh[:1]}) for who, runner in runners.items()}
+            load = partial(_loaded, registry.BACKENDS[variant.split("-")[0]], path)
+            threads[variant] = fastest_threads(load, one, most)
+            runners[variant] = stack.enter_context(load(threads[variant]))
+        agreement = agreements(runners, case.fresh, serving.output)
+        calls = {who: runner.bind(one).call for who, runner in runners.items()}
         say("  first timing, to choose")
         candidates = {who: call for who, call in calls.items() if who in artifacts or who == TORCH[0]}
         first = latency.interleave(candidates, samples=samples, protected=[TORCH[0]], seed=0, schedule=turns)
@@ -167,11 +169,10 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
             ),
         }
         say(f"  chosen: {chosen['chosen']}, of FP32 {chosen['chosen_fp32']}; second timing, to judge")
-        second = latency.interleave(
-            calls, samples=samples, protected=[*TORCH, *chosen.values()], seed=1, schedule=turns
-        )
+        protected = [who for who in runners if who in (*TORCH, *chosen.values())]
+        second = latency.interleave(calls, samples=samples, protected=protected, seed=1, schedule=turns)
     return {
-        "image_size": size,
+        "inputs": {key: [*array.shape[1:], str(array.dtype)] for key, array in one.items()},
         "threads": threads,
         **chosen,
         "variants": {who: {"receipt": receipts[who], **agreement[who]} for who in artifacts},
@@ -179,45 +180,18 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
         "torch_alone_ms": milliseconds(alone),
         "first_ms": milliseconds(first),
         "second_ms": milliseconds(second),
+        "calls_per_sample": second.calls_per_sample,
+        "clock_ns": second.clock_ns,
         "dropped": second.dropped,
         "unsettled": list(second.unsettled),
     }
 
 
-def sane_model(backbone: str, size: int) -> Any:
-    """A ServingModel whose activations have a normal size and whose outputs differ from image to image."""
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from tlexport.models.image import ServingModel, create, describe
-
-    torch.manual_seed(0)
-    model = create(describe(backbone, classes=CLASSES, task="multiclass", image_size=size))
-    batches = torch.from_numpy(smooth_images(64, size, seed=1)).split(16)
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.momentum = None  # a plain average over the batches
-        norm.reset_running_stats()
-    with torch.no_grad():
-        model.train()
-        for batch in batches:
-            model(batch)
-        model.eval()
-        logits = torch.cat([model(batch) for batch in batches])
-        spread = logits.std(dim=0).mean()
-        if not spread > 1e-12:
-            raise SystemExit(
-                f"{backbone} with random weights answers every image alike; there is nothing to compare"
-            )
-        head = model.head[-1]
-        head.bias.sub_(logits.mean(dim=0)).mul_(2 / spread)
-        head.weight.mul_(2 / spread)
-    return ServingModel(model).eval()
+def _loaded(backend: Any, path: Path, threads: int) -> Any:
+    return backend.runner(path, threads=threads)
 
 
-def built(
-    folder: Path, serving: Any, size: int, quick: bool
-) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
+def built(folder: Path, case: Case) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
     """Artifacts and receipts of the variants by name, and why others are none."""
     import torch
 
@@ -226,11 +200,20 @@ def built(
     from tlexport.graph import calibration, inspect, quantize, trace
     from tlexport.tensors import Profile
 
-    samples = smooth_images(16 if quick else 64, size, seed=2)
-    about = {"class_names": json.dumps(list(range(CLASSES))), "preprocessing": "{}", "task": "multiclass"}
-    fp32 = trace.trace(serving, torch.from_numpy(samples[:2]), opset=20, metadata=about)
+    fp32 = trace.trace(
+        case.serving,
+        tuple(torch.from_numpy(array[:2]) for array in case.seen.values()),
+        opset=20,
+        input_names=case.names,
+        output_name=case.serving.output,
+        metadata=case.about,
+    )
     tensors = quantize.tensors_to_calibrate(fp32, "cpu")
-    batches = (samples[start : start + 16] for start in range(0, len(samples), 16))
+    count = len(next(iter(case.seen.values())))
+    batches = [
+        {name: array[start : start + 16] for name, array in case.seen.items()}
+        for start in range(0, count, 16)
+    ]
     ranges = calibration.calibrate(fp32, batches, tensors)
     int8 = quantize.quantize(fp32, ranges, "cpu", reduce_range=not machine.has_vnni())
     artifacts, receipts, refused = {}, {}, {}
@@ -253,13 +236,17 @@ def built(
     return artifacts, receipts, refused
 
 
-def agreements(runners: Mapping[str, Any], images: np.ndarray) -> dict[str, dict[str, float]]:
-    """Each candidate against eager on images it has not seen. Ends the program if one of FP32 computes something else."""
+def agreements(
+    runners: Mapping[str, Any], fresh: Mapping[str, np.ndarray], output: str
+) -> dict[str, dict[str, float]]:
+    """Each candidate against eager on samples it has not seen. Ends the program if one of FP32 computes something else."""
+    count = len(next(iter(fresh.values())))
+    singles = [{name: array[row : row + 1] for name, array in fresh.items()} for row in range(count)]
     answers = {
-        who: np.concatenate([runner.run({"images": image[None]})["probabilities"] for image in images])
+        who: np.concatenate([runner.run(single)[output] for single in singles])
         for who, runner in runners.items()
     }
-    expected = answers["torch-eager"]
+    expected = answers[TORCH[0]]
     found = {
         who: {
             "max_abs_error": float(np.abs(answer - expected).max()),
@@ -268,7 +255,9 @@ def agreements(runners: Mapping[str, Any], images: np.ndarray) -> dict[str, dict
         for who, answer in answers.items()
     }
     for who, of in found.items():
-        if not who.endswith("int8") and of["max_abs_error"] > TOLERANCE:
+        if not who.endswith("int8") and of["max_abs_error"] > TOLERANCE * max(
+            1.0, float(np.abs(expected).max())
+        ):
             raise SystemExit(
                 f"{who} differs from eager by {of['max_abs_error']:.2g}: it computes something else"
             )
@@ -297,19 +286,27 @@ def choice(first: latency.Timed, artifacts: Mapping[str, Path]) -> str:
     return choose("cpu", variants).variant.name
 
 
+def in_units(ms: float | None) -> str:
+    from tlexport.bundle.choice import shown as with_unit
+
+    return with_unit(ms)
+
+
 def milliseconds(times: latency.Timed) -> dict[str, list[float]]:
-    return {who: (seconds * 1e3).round(4).tolist() for who, seconds in times.items()}
+    return {who: (seconds * 1e3).round(6).tolist() for who, seconds in times.items()}
 
 
 def judged(model: dict[str, Any], seed: int) -> dict[str, Any]:
     """The second timing's ratios. A dropped candidate is more than twice as slow as the best, so it is none."""
     times = {who: of for who, of in model["second_ms"].items() if who not in model["dropped"]}
-    torch_times = [times[who] for who in TORCH]
+    torch = [who for who in TORCH if who in times]
+    torch_times = [times[who] for who in torch]
     variants = [of for who, of in times.items() if who not in TORCH]
     own, fp32 = times[model["chosen"]], times[model["chosen_fp32"]]
     against = {
         "all": best_ratio_draws(torch_times, own, block=BLOCK, seed=seed),
         "fp32_only": best_ratio_draws(torch_times, fp32, block=BLOCK, seed=seed),
+        "eager": best_ratio_draws([times[TORCH[0]]], own, block=BLOCK, seed=seed),
         "best": best_ratio_draws(list(times.values()), own, block=BLOCK, seed=seed),
         "best_variant": best_ratio_draws(variants, own, block=BLOCK, seed=seed),
     }
@@ -322,12 +319,13 @@ def judged(model: dict[str, Any], seed: int) -> dict[str, Any]:
         "percentiles_ms": percentiles,
         "torch_beside_others": {
             who: float(np.median(of) / np.median(model["torch_alone_ms"][who]))
-            for who, of in zip(TORCH, torch_times, strict=True)
+            for who, of in zip(torch, torch_times, strict=True)
         },
         "best": min(times, key=lambda who: float(np.median(times[who]))),
-        "torch_best": min(TORCH, key=lambda who: float(np.median(times[who]))),
+        "torch_best": min(torch, key=lambda who: float(np.median(times[who]))),
         "chosen_over_best": inverted(*against["best"]),
         "chosen_over_best_variant": inverted(*against["best_variant"]),
+        "torch_eager_over_chosen": interval(*against["eager"]),
         "torch_best_over_chosen": interval(*against["all"]),
         "torch_best_over_chosen_fp32": interval(*against["fp32_only"]),
         "draws": {kind: against[kind] for kind in ("all", "fp32_only")},
@@ -346,11 +344,14 @@ def geometric_mean(ratios: list[tuple[float, np.ndarray]]) -> dict[str, float | 
     return interval(float(np.exp(np.mean(np.log(values)))), resampled)
 
 
-def goals_of(models: dict[str, Any], means: dict[str, Any]) -> list[dict[str, Any]]:
+def goals_of(images: dict[str, Any], small: dict[str, Any], means: dict[str, Any]) -> list[dict[str, Any]]:
     found = [
         goal(f"{name}: chosen over the best single candidate", of["chosen_over_best"], 1.05, at_least=False)
-        for name, of in models.items()
+        for name, of in (images | small).items()
     ]
+    for name, of in small.items():
+        what = f"{name}: torch eager over the chosen, one sample"
+        found.append(goal(what, of["torch_eager_over_chosen"], TIMES_EAGER, at_least=True))
     for kind, mean in means.items():
         what = f"geometric mean of torch's best over the chosen ({kind.replace('_', ' ')})"
         found.append(goal(what, mean, 1.7, at_least=True))
@@ -358,29 +359,34 @@ def goals_of(models: dict[str, Any], means: dict[str, Any]) -> list[dict[str, An
 
 
 def show(models: dict[str, Any], means: dict[str, Any]) -> None:
-    rows = [
-        [
-            name,
-            of["chosen"],
-            f"{of['percentiles_ms'][of['chosen']]['p50']:.2f}",
-            *(f"{of['percentiles_ms'][who]['p50']:.2f}" for who in TORCH),
-            shown(of["torch_best_over_chosen"]),
-            shown(of["torch_best_over_chosen_fp32"]),
-            shown(of["chosen_over_best"]),
-        ]
-        for name, of in models.items()
-    ]
     header = [
         "network",
         "chosen",
-        "p50 ms",
-        "eager",
-        "ch. last",
-        "compile",
+        "p50",
+        *TORCH,
+        "eager/chosen",
         "torch best/chosen",
         "FP32 only",
         "chosen/best",
     ]
+    rows = []
+    for name, of in models.items():
+        p50 = {who: in_units(times["p50"]) for who, times in of["percentiles_ms"].items()}
+        ratios = (
+            "torch_eager_over_chosen",
+            "torch_best_over_chosen",
+            "torch_best_over_chosen_fp32",
+            "chosen_over_best",
+        )
+        rows.append(
+            [
+                name,
+                of["chosen"],
+                p50[of["chosen"]],
+                *(p50.get(who, "-") for who in TORCH),
+                *(shown(of[key]) for key in ratios),
+            ]
+        )
     table(header, rows)
     for kind, mean in means.items():
         say(f"geometric mean, {kind}: {shown(mean)}")

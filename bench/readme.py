@@ -11,8 +11,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
+LOWER_IS_BETTER = ("qlike", "rmse", "mae", "brier", "log_loss")
 BEGIN, END = "<!-- numbers: written by bench/readme.py from bench/results -->", "<!-- /numbers -->"
-ORDER = ("accuracy", "latency", "finetune", "startup", "memory")
+ORDER = ("accuracy", "scenarios", "pretraining", "strategies", "latency", "finetune", "startup", "memory")
 
 
 def main() -> None:
@@ -46,8 +47,14 @@ def section() -> str:
     lines = ["| what | measured | wanted | |", "|---|---|---|---|"]
     for document in documents:
         lines += [row(goal) for goal in worst_of_alike(document["goals"])]
-    accuracy = next((d for d in documents if d["program"] == "accuracy"), None)
-    lines += ["", *cases(accuracy["cases"])] if accuracy else []
+    by_program = {document["program"]: document for document in documents}
+    for program, table in (
+        ("accuracy", cases),
+        ("scenarios", scenarios),
+        ("pretraining", curves),
+        ("strategies", strategies),
+    ):
+        lines += ["", *table(by_program[program]["cases"])] if program in by_program else []
     machines = {
         (d["machine"]["cpu"], d["machine"]["usable_cores"], ", ".join(d["machine"]["isa"])) for d in documents
     }
@@ -91,9 +98,80 @@ def cases(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def scenarios(found: dict[str, Any]) -> list[str]:
+    """Tables: the fine-tuned model beside the best plain one, and what deploying it costs."""
+    lines = [
+        "| scenario | test | best plain baseline | FP16 drop (sm89) | INT8 drop (cpu) | CPU p50 | over torch eager |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, case in found.items():
+        metric = case["metric"]
+        chosen = next((v for v in case["variants"] if v["name"] == case["chosen"].get("cpu")), None)
+        latency = f"{chosen['p50_ms'] * 1e3:.0f} µs | {chosen['speedup']:.1f}x" if chosen else "- | -"
+        lines.append(
+            f"| {name} | {metric} {spread(case['mean'][metric])} | {best_plain(case)} | "
+            f"{worst_drop(case, 'sm89', 'fp16')} | {worst_drop(case, 'cpu', 'int8')} | {latency} |"
+        )
+    return lines
+
+
+def best_plain(case: dict[str, Any]) -> str:
+    metric = case["metric"]
+    known = {name: of[metric] for name, of in case["baselines"].items() if metric in of}
+    if not known:
+        return "-"
+    pick = min if metric in LOWER_IS_BETTER else max
+    best = pick(known, key=lambda name: known[name]["ratio"])
+    return f"{best.replace('_', ' ')} {spread(known[best])}"
+
+
+def worst_drop(case: dict[str, Any], target: str, precision: str) -> str:
+    judged = [
+        v
+        for v in case["variants"]
+        if (v["target"], v["precision"]) == (target, precision) and v["drop"] is not None
+    ]
+    worst = max(judged, key=lambda v: v["drop"], default=None)
+    return f"{worst['drop']:+.2g}, at worst {worst['drop_high']:+.2g}" if worst else "-"
+
+
+def spread(of: dict[str, Any]) -> str:
+    interval = "" if of["low"] is None else f" ({of['low']:.4f} to {of['high']:.4f})"
+    return f"{of['ratio']:.4f}{interval}"
+
+
+def curves(found: dict[str, Any]) -> list[str]:
+    """Target metric against the number of labelled rows, pretrained beside from scratch."""
+    lines = [
+        "| rows of | " + "metric | labelled rows | pretrained | from scratch | gain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, curve in found.items():
+        for index, size in enumerate(curve["sizes"]):
+            means = " | ".join(
+                f"{sum(curve[kind][index]) / len(curve[kind][index]):.4f}"
+                for kind in ("pretrained", "scratch")
+            )
+            gain = curve["gain"][index]
+            lines.append(f"| {name} | {curve['metric']} | {size} | {means} | {spread(gain)} |")
+    return lines
+
+
+def strategies(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "| strategy: auto | chose | regret (validation) | regret (test) | share of the grid's time |",
+        "|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {name} | {case['auto']['strategy']} | {case['regret']['val']:.2%} | {case['regret']['test']:.2%} | {case['share']:.2f} |"
+        for name, case in found.items()
+    ]
+
+
 def command(document: dict[str, Any]) -> str:
     """Accuracy's cases may come from several calls; one without arguments makes them all."""
-    return "python bench/accuracy.py" if document["program"] == "accuracy" else str(document["command"])
+    merges = document["program"] in ("accuracy", "scenarios", "pretraining", "strategies")
+    return f"python bench/{document['program']}.py" if merges else str(document["command"])
 
 
 def row(goal: dict[str, Any]) -> str:
