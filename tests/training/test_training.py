@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ import tlexport
 from tlexport.errors import RecipeError, RunError, TrainingError
 from tlexport.modalities import MODALITIES, metrics
 from tlexport.models.checkpoint import load_checkpoint
+from tlexport.models.network import Spec
 from tlexport.progress import Silent
 from tlexport.recipe import Augment, Transfer, load
 from tlexport.results import FinetuneResult
 from tlexport.run import Run, digest
 from tlexport.stages import finetune as stage
-from tlexport.training import loop
+from tlexport.training import loop, schedule
 from tlexport.training.augment import augmentation
+from tlexport.training.losses import loss_of
 from tlexport.training.transfer import parameter_groups, train_mode
 
 Cli = Callable[..., Ended]
@@ -209,7 +212,7 @@ def test_a_probe_is_again_a_backbone_and_a_linear_head(tmp_path: Path) -> None:
     np.testing.assert_allclose(features.numpy(), cached, rtol=1e-4, atol=1e-4)
     assert not np.allclose(cached.std(axis=0), 1, atol=0.1)  # there was something to fold
     seen = history(run)[result(run).best_epoch - 1]["val"]
-    plain = metrics.evaluate(data.val.labels, torch.softmax(logits, dim=1).numpy())
+    plain = metrics.evaluate(data.val.labels, torch.softmax(logits, dim=1).numpy(), data.task)
     assert plain == pytest.approx(seen, abs=1e-4) and seen["accuracy"] > 0.3
 
 
@@ -274,9 +277,10 @@ def problem(classes: int = 3, n: int = 60) -> tuple[loop.Problem, torch.Tensor]:
     made = loop.Problem(
         network=network,
         groups=[{"params": list(network.parameters()), "lr": 0.1, "peak_lr": 0.1}],
-        inputs=lambda indices: points[indices],
+        inputs=lambda indices: (points[indices],),
         labels=labels,
-        multilabel=False,
+        loss=torch.nn.functional.cross_entropy,
+        task="multiclass",
         validate=lambda net: {"accuracy": float((net(points).argmax(1) == labels).float().mean())},
         prepare=lambda net: net.train() and None,
         device=torch.device("cpu"),
@@ -350,26 +354,47 @@ def test_an_undefined_metric_is_a_training_error(tmp_path: Path) -> None:
 
 def test_class_weights_equal_the_formula() -> None:
     labels = torch.tensor([0] * 8 + [1] * 2)
-    made, _ = problem(classes=2, n=10)
-    made = loop.Problem(**{**made.__dict__, "labels": labels})
     logits = torch.tensor([[0.3, -0.2], [0.1, 0.4]])
-    got = loop._loss(made, Transfer(balance="weights"))(logits, torch.tensor([0, 1]))
+    spec = Spec(modality="image", backbone="x", classes=2, task="binary")
+    got = loss_of(spec, Transfer(balance="weights"), labels)(logits, torch.tensor([0, 1]))
     each = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
     assert got == pytest.approx(float((0.625 * each[0] + 2.5 * each[1]) / 3.125))
 
 
 def test_the_sampler_draws_classes_evenly_and_epochs_differ() -> None:
     labels = torch.tensor([0] * 900 + [1] * 100)
-    drawn = torch.cat(loop._batches(1000, Transfer(balance="sampler"), labels, seed=3))
+    made, _ = problem()
+    made = replace(made, labels=labels)
+    drawn = torch.cat(loop._batches(made, Transfer(balance="sampler"), seed=3))
     assert 0.45 < labels[drawn].float().mean() < 0.55
-    plain = [torch.cat(loop._batches(1000, Transfer(), labels, seed=s)) for s in (3, 3, 4)]
+    plain = [torch.cat(loop._batches(made, Transfer(), seed=s)) for s in (3, 3, 4)]
     assert torch.equal(plain[0], plain[1]) and not torch.equal(plain[0], plain[2])
     assert sorted(plain[0].tolist()) == list(range(1000))
-    assert [len(b) for b in loop._batches(33, Transfer(batch_size=32), labels[:33], seed=0)] == [32]
+    few = replace(made, labels=labels[:33])
+    assert [len(b) for b in loop._batches(few, Transfer(batch_size=32), seed=0)] == [32]
+
+
+def test_a_part_of_the_schedule_and_the_rest_are_the_whole(tmp_path: Path) -> None:
+    whole = looped(problem()[0], tmp_path / "whole", epochs=4)
+    made, _ = problem()
+    part = loop.fit(
+        made,
+        Transfer(lr=0.1, epochs=4),
+        metric="accuracy",
+        seed=0,
+        identity="x",
+        folder=tmp_path / "parts",
+        progress=Silent(),
+        until=2,
+    )
+    assert len(part.history) == 2
+    rest = looped(problem()[0], tmp_path / "parts", epochs=4)
+    assert rest.resumed_from == 2
+    assert torch.equal(rest.weights["weight"], whole.weights["weight"])
 
 
 def test_the_rate_rises_and_falls_as_stated() -> None:
-    rates = [loop._rate(step, 100, 0.1) for step in range(100)]
+    rates = [schedule.rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 11) and rates[10] == 1.0 and max(rates) == 1.0
     assert (
         rates[:10] == sorted(rates[:10])
