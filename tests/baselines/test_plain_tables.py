@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from tlexport import baselines
 from tlexport.baselines import fitted
-from tlexport.errors import RecipeError
+from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities import metrics, tabular
 from tlexport.modalities.dataset import Dataset
 from tlexport.progress import Silent
@@ -66,3 +67,18 @@ def test_a_graph_that_answers_otherwise_is_not_offered(data: Dataset) -> None:
 def test_an_unknown_name_lists_what_there_is(data: Dataset) -> None:
     with pytest.raises(RecipeError, match="there are: linear, lightgbm"):
         baselines.fit("tabular", data, ("xgboost",), seed=0, progress=Silent())
+
+
+def test_an_extra_that_is_not_there_is_told_or_an_error(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lightgbm" else real(name))
+    told: list[str] = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "warn", told.append)
+    found = baselines.fit("tabular", data, ("auto",), seed=0, progress=progress)
+    assert len(found) == 1 and found[0].name in ("logistic_regression", "ridge")
+    assert "tlexport[tabular]" in told[0]
+    with pytest.raises(NotInstalledError):
+        baselines.fit("tabular", data, ("lightgbm",), seed=0, progress=Silent())

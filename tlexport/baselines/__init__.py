@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tlexport.baselines import tabular
 from tlexport.baselines.fitted import Fitted
-from tlexport.errors import RecipeError
+from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities.dataset import Dataset
 from tlexport.progress import Progress
 
@@ -24,7 +24,10 @@ BASELINES: dict[str, dict[str, Fit]] = {
 def fit(
     modality: str, data: Dataset, names: tuple[str, ...], *, seed: int, progress: Progress
 ) -> list[Fitted]:
-    """Fit the named baselines (`auto`: the modality's own). Raises RecipeError for a name that there is not."""
+    """Fit the named baselines (`auto`: the modality's own that are installed, the others are told).
+
+    Raises RecipeError for a name that there is not, NotInstalledError for one that is named and needs an extra.
+    """
     known = BASELINES[modality]
     wanted = list(known) if names == ("auto",) else list(names)
     if unknown := [name for name in wanted if name not in known]:
@@ -34,6 +37,11 @@ def fit(
     found = []
     with progress.bar("baselines") as step:
         for done, name in enumerate(wanted, start=1):
-            found.append(known[name](data, seed))
+            try:
+                found.append(known[name](data, seed))
+            except NotInstalledError as error:
+                if names != ("auto",):
+                    raise
+                progress.warn(f"no baseline {name}: {error}")
             step(done, len(wanted))
     return found

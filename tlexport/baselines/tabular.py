@@ -63,6 +63,7 @@ def lightgbm(data: Dataset, seed: int) -> Fitted:
     judged = data.val.labels[:, 0] if regression else data.val.labels
     stop = library.early_stopping(_PATIENCE, verbose=False)
     model.fit(data.train.inputs, labels, eval_X=data.val.inputs, eval_y=judged, callbacks=[stop])
+    _floor_thresholds(model)
     val, test = (_served(model, split.inputs, regression) for split in (data.val, data.test))
     graph, why_not = _converted(model, data, val)
     settings = ", ".join(f"{key} {value}" for key, value in _TREES.items())
@@ -76,6 +77,25 @@ def lightgbm(data: Dataset, seed: int) -> Fitted:
         why_not=why_not,
         seconds=time.monotonic() - started,
     )
+
+
+def _floor_thresholds(model: Any) -> None:
+    """Thresholds as float32, rounded down, in place.
+
+    A float32 cell is at most a threshold exactly if it is at most the next float32 below, so no answer changes here; in
+    an ONNX graph, where thresholds are float32, rounding to the nearest one would send some rows the other way.
+    """
+    import lightgbm as library
+
+    lines = model.booster_.model_to_string().splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith("threshold="):
+            exact = np.array(line.removeprefix("threshold=").split(), np.float64)
+            near = exact.astype(np.float32)
+            floored = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+            lines[index] = "threshold=" + " ".join(repr(float(value)) for value in floored)
+    text = "\n".join(line for line in lines if not line.startswith("tree_sizes="))
+    model._Booster = library.Booster(model_str=text + "\n")
 
 
 def _pipeline(data: Dataset, estimator: Any) -> Any:
