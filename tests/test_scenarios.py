@@ -90,3 +90,21 @@ def test_pretrains(name: str, tlx: Run, tmp_path: Path, request: pytest.FixtureR
     )
     assert again.json == done.json
     assert "unchanged" in again.err
+
+
+def test_a_plain_baseline_goes_the_same_way(tlx: Run, tmp_path: Path) -> None:
+    pytest.importorskip("skl2onnx")
+    pytest.importorskip("onnxmltools")
+    done = tlx("finetune", "breast-cancer", "--set", "quick", "--out", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    won = min(done.json["baselines"], key=lambda baseline: baseline["lead"])
+    assert won["lead"] < 0, "three epochs do not beat logistic regression"
+    assert (
+        done.json["headline"].startswith(f"The plain baseline {won['name']}")
+        and won["run"] in done.json["headline"]
+    )
+    done = tlx("build", won["run"], "--out", tmp_path / "bundle", "--json")
+    assert done.code == 0, done.err
+    assert done.json["chosen"] == {"cpu": "cpu-onnxruntime-fp32"}
+    assert done.json["reference"]["p50_ms"] is None and done.json["variants"][0]["p50_ms"] > 0
+    require_golden(tmp_path / "bundle", done.json)

@@ -127,7 +127,7 @@ def test_export_refuses_a_graph_that_disagrees(
         return real(other, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trace, "trace", off)
-    with pytest.raises(ExportError, match=r"disagrees with PyTorch at batch 1: output 'probabilities'"):
+    with pytest.raises(ExportError, match=r"disagrees with the reference at batch 1: output 'probabilities'"):
         export.run(run_copy, with_overrides(run_copy.recipe, ["export.opset=21"]), Silent())
     record = run_copy.manifest["stages"]["export"]
     assert record["config"]["export"]["opset"] == 20  # no record of the failed one
@@ -164,4 +164,4 @@ def test_the_library_does_what_the_command_does(tmp_path: Path) -> None:
     assert again.chosen == made.chosen and sum(again.seconds.values()) < 0.5 * sum(made.seconds.values())
     with pytest.raises(tlexport.TlexportError):
         tlexport.build(tmp_path / "nothing", bundle=tmp_path / "b")
-    assert set(tlexport.__all__) == {"TlexportError", "__version__", "build", "finetune"}
+    assert set(tlexport.__all__) == {"TlexportError", "__version__", "build", "finetune", "pretrain"}
