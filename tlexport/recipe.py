@@ -17,7 +17,7 @@ from tlexport import targets
 from tlexport.errors import RecipeError
 from tlexport.tensors import Profile
 
-Modality = Literal["image", "tabular"]
+Modality = Literal["image", "tabular", "series", "molecule"]
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 MetricName = Literal[
     "auc",
@@ -35,7 +35,7 @@ MetricName = Literal[
     "r2",
     "qlike",
 ]
-DEFAULT_BACKBONES = {"tabular": "tabular/tabm"}
+DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
 PrecisionName = Literal["fp32", "fp16", "int8"]
 
@@ -51,9 +51,10 @@ class SplitFractions(Section):
 
     val: float = Field(0.15, gt=0, lt=0.9)
     test: float = Field(0.15, gt=0, lt=0.9)
-    by: Literal["auto", "random", "time"] = Field(
+    by: Literal["auto", "random", "time", "scaffold"] = Field(
         "auto",
-        description="auto, random: stratified (by group if there are); time: the latest rows are the test split",
+        description="auto: by time (series), scaffold (molecules), else random: stratified, by group if there are; "
+        "time: the latest rows are the test split; scaffold: the largest scaffolds are the training split",
     )
     folds: int | None = Field(
         None, ge=2, le=100, description="the test split is one of this many folds; `test` is then not used"
@@ -103,6 +104,36 @@ class Table(Section):
     )
 
 
+class Series(Section):
+    """Prices of many assets over time (modality series): what is forecast, and from how many days."""
+
+    target: Literal["variance", "direction", "drawdown", "spike"] = Field(
+        "variance",
+        description="of the next `horizon` days: mean daily variance; up or not; a fall by `threshold` from the last close; "
+        "a variance of `threshold` times the window's",
+    )
+    horizon: int = Field(1, ge=1, le=260, description="days ahead")
+    window: int = Field(64, ge=8, le=2048, description="days that the graph takes")
+    threshold: float | None = Field(
+        None, gt=0, description="drawdown: a share of the price (0.05); spike: times the window's variance (2)"
+    )
+    stride: int = Field(1, ge=1, description="days from one training sample of an asset to its next")
+    purge: int | None = Field(
+        None, ge=0, description="days left out between splits; default: the horizon, the least that is allowed"
+    )
+    time: str | None = Field(None, description="date column; default: date, time or timestamp")
+    asset: str | None = Field(None, description="asset column; default: name, ticker, symbol or the file's name")
+    max_gap: int = Field(10, ge=1, description="calendar days between two rows; a longer gap breaks the series")
+
+
+class Molecule(Section):
+    """Molecules as SMILES (modality molecule)."""
+
+    smiles: str | None = Field(None, description="column of SMILES; default: smiles or mol")
+    target: str | tuple[str, ...] | None = Field(None, description="label column; several mean multi-label")
+    max_length: int = Field(128, ge=8, le=1024, description="tokens; longer SMILES are left out and counted")
+
+
 class Data(Section):
     """Where samples come from and how they are split and prepared."""
 
@@ -131,6 +162,8 @@ class Data(Section):
     manifest: Manifest = Manifest()
     dicom: Dicom = Dicom()
     table: Table = Table()
+    series: Series = Series()
+    molecule: Molecule = Molecule()
 
 
 class Backbone(Section):
@@ -138,7 +171,7 @@ class Backbone(Section):
 
     name: str = Field(
         "timm/tf_efficientnet_lite0",
-        description="timm/<name>, torchvision/<name> or tabular/tabm",
+        description="timm/<name>, torchvision/<name>, tabular/tabm, series/patch, molecule/smiles or huggingface/<name>",
     )
     weights: str = Field(
         "default",
@@ -216,7 +249,7 @@ class Race(Section):
 class Pretrain(Section):
     """Learning without labels, on the training split alone (`tlexport pretrain`)."""
 
-    objective: str = Field("auto", description="of the modality: masked (tables); auto: its default")
+    objective: str = Field("auto", description="of the modality: masked (all), forecast (series); auto: its default")
     mask: float = Field(0.3, gt=0, lt=1, description="share of what is hidden and has to be filled in")
     epochs: int = Field(10, ge=1, le=10_000)
     batch_size: int = Field(256, ge=2)

@@ -249,7 +249,7 @@ def exported_errors(model: image.ImageModel, images: torch.Tensor, folder) -> li
     serving = network.ServingModel(model).eval()
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
-        serving, (images[:2],), dynamo=True, opset_version=20, dynamic_shapes=({0: batch},), verbose=False
+        serving, (images[:2],), dynamo=True, opset_version=20, dynamic_shapes=(({0: batch},),), verbose=False
     )
     program.save(folder / "model.onnx")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
