@@ -18,6 +18,7 @@ Fit = Callable[[Dataset, int], Fitted]
 BASELINES: dict[str, dict[str, Fit]] = {
     "image": {},
     "tabular": tabular.BASELINES,
+    "series": {},
 }
 
 

@@ -281,3 +281,47 @@ def nested(labels: NDArray[Any], count: int, seed: int) -> Indices:
         members = np.flatnonzero(strata == value)
         place[members] = np.arange(len(members)) / len(members)
     return np.sort(drawn[np.argsort(place, kind="stable")[:count]])
+
+
+def walk_forward(
+    origins: NDArray[Any],
+    until: NDArray[Any],
+    fractions: tuple[float, float],
+    *,
+    purge: int,
+    fold: tuple[int, int] = (0, 1),
+) -> tuple[dict[str, Indices], dict[str, str]]:
+    """Train, val and test one after the other in time, with `purge` days between them that belong to none.
+
+    `origins` [n] are the last days a sample's inputs know of, `until` the last days its label does. `fold` (i, k) cuts the
+    test days into k stretches, of which the i-th is the test split; what lies before it is there to learn from. In every
+    case a label ends no later than the first day from which the next split is forecast.
+    Raises DataError if there are too few days.
+    """
+    days = np.unique(origins)
+    which, count = fold
+    if which >= count:
+        raise DataError(f"data.split.fold={which}, but there are {count} folds (0 to {count - 1})")
+    val_share, test_share = fractions
+    edges = np.linspace(1 - test_share, 1, count + 1)[[which, which + 1]]
+    val, test, end = (round(len(days) * share) for share in (edges[0] - val_share, edges[0], edges[1]))
+    if not 0 < val < test < end or val - purge < 1 or test - val - purge < 1:
+        raise DataError(
+            f"{len(days)} days cannot be split by time into train, val ({val_share:.0%}) and test ({test_share:.0%}) "
+            f"with {purge} days purged between them"
+        )
+    place = np.searchsorted(days, origins)
+    parts = {
+        "train": (place < val - purge + 1) & (until <= days[val]),
+        "val": (place >= val) & (place < test - purge + 1) & (until <= days[test]),
+        "test": (place >= test) & (place < end),
+    }
+    stretch = f", stretch {which + 1} of {count}" if count > 1 else ""
+    told = {
+        name: f"by time: {origins[of].min()} to {origins[of].max()}{stretch if name == 'test' else ''}"
+        for name, of in parts.items()
+        if of.any()
+    }
+    if len(told) < len(NAMES):
+        raise DataError(f"{len(days)} days leave no samples for {', '.join(n for n in NAMES if n not in told)}")
+    return {name: np.flatnonzero(of) for name, of in parts.items()}, told

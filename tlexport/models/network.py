@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import difflib
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
+
+from tlexport.errors import RecipeError
 
 Task = Literal["binary", "multiclass", "multilabel", "regression", "pretrain"]
 Stages = list[tuple[str, list[str]]]
+Sizes = TypeVar("Sizes", bound=BaseModel)
 
 
 class Spec(BaseModel):
@@ -102,3 +106,16 @@ class ServingModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.model.answer(self.model(*inputs))
+
+
+def sizes(kind: type[Sizes], given: dict[str, Any]) -> Sizes:
+    """`backbone.options` as the network's own type. Raises RecipeError naming the key and the nearest valid one."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        near = difflib.get_close_matches(name, kind.model_fields, n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(kind.model_fields)}"
+        told = known if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{'.'.join(filter(None, ('backbone.options', name)))}: {told}") from error

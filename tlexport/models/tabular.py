@@ -7,13 +7,12 @@ is found by comparison with the vocabulary, and one that training never saw has 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -200,7 +199,7 @@ def describe(recipe: Recipe, data: Any) -> Spec:
         center=tuple(values.mean(axis=0).tolist()) if regression else (),
         scale=tuple(np.maximum(values.std(axis=0), 1e-12).tolist()) if regression else (),
         columns=tuple((column.name, column.codes()) for column in data.preprocessing.columns),
-        options=_options(recipe.backbone.options),
+        options=network.sizes(Options, recipe.backbone.options),
     )
 
 
@@ -298,15 +297,3 @@ class Masked(nn.Module):
 
 def _over(cost: Tensor, mask: Tensor) -> Tensor:
     return (cost * mask).sum() / mask.sum().clamp(min=1)
-
-
-def _options(given: dict[str, Any]) -> Options:
-    try:
-        return Options.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        near = difflib.get_close_matches(name, Options.model_fields, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(Options.model_fields)}"
-        told = known if first["type"] == "extra_forbidden" else first["msg"]
-        raise RecipeError(f"backbone.options.{name}: {told}") from error

@@ -17,7 +17,7 @@ from tlexport.models.network import MemberLinear, Network
 from tlexport.progress import Progress, Step
 from tlexport.recipe import Recipe, Transfer
 from tlexport.run import replacing
-from tlexport.training import batches, loop, transfer
+from tlexport.training import batches, loop, smearing, transfer
 from tlexport.training.losses import labels_of, loss_of
 
 PREDICTION_BATCH = {"image": 64}  # samples at a time; what is smaller than an image goes by OTHERS
@@ -58,6 +58,9 @@ def finetune(
         until=until,
     )
     adopt(fitted.weights)
+    if smearing.needed(model.spec, recipe.transfer):
+        factor = smearing.factor(data.train.labels, served(model, data.train, device))
+        smearing.fold(model, factor)
     model.to("cpu").eval()
     return fitted
 
@@ -109,13 +112,25 @@ def _network(
         loss=loss_of(model.spec, recipe.transfer, labels),
         task=data.task,
         # The network handed in may be the average of the one that learns.
-        validate=lambda network: metrics.evaluate(
-            data.val.labels, _answers(model, network, data.val, device), data.task
-        ),
+        validate=_validation(model, data, recipe, lambda network, split: _answers(model, network, split, device)),
         prepare=lambda _: transfer.train_mode(model),
         device=device,
     )
     return problem, model.load_state_dict
+
+
+def _validation(
+    model: Network, data: Dataset, recipe: Recipe, answers: Callable[[nn.Module, Split], np.ndarray]
+) -> Callable[[nn.Module], dict[str, float]]:
+    """The validation metrics of a network, as they will be once its answers are unbiased (`smearing`)."""
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        outputs = answers(network, data.val)
+        if smearing.needed(model.spec, recipe.transfer):
+            outputs = outputs * smearing.factor(data.train.labels, answers(network, data.train))
+        return metrics.evaluate(data.val.labels, outputs, data.task)
+
+    return validate
 
 
 def _answers(model: Network, network: nn.Module, split: Split, device: torch.device) -> np.ndarray:
@@ -137,11 +152,11 @@ def _probe(
     mean, scale = train.mean(dim=0), _scale(train)
     standardised = [((part - mean) / scale).to(device) for part in (train, val)]
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def answers(network: nn.Module, split: Split) -> np.ndarray:
         network.eval()
         with torch.inference_mode():
-            answers = model.answer(network(standardised[1])).cpu().numpy()
-        return metrics.evaluate(data.val.labels, answers, data.task)
+            found: np.ndarray = model.answer(network(standardised[split is data.val])).cpu().numpy()
+        return found
 
     def adopt(weights: dict[str, torch.Tensor]) -> None:
         model.head.load_state_dict(weights)
@@ -156,7 +171,7 @@ def _probe(
         labels=labels,
         loss=loss_of(model.spec, recipe.transfer, labels),
         task=data.task,
-        validate=validate,
+        validate=_validation(model, data, recipe, answers),
         prepare=_train,
         device=device,
     )
