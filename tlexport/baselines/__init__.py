@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tlexport.baselines import tabular
+from tlexport.baselines import series, tabular
 from tlexport.baselines.fitted import Fitted
 from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities.dataset import Dataset
@@ -18,7 +18,7 @@ Fit = Callable[[Dataset, int], Fitted]
 BASELINES: dict[str, dict[str, Fit]] = {
     "image": {},
     "tabular": tabular.BASELINES,
-    "series": {},
+    "series": series.BASELINES,
 }
 
 
@@ -29,7 +29,7 @@ def fit(
 
     Raises RecipeError for a name that there is not, NotInstalledError for one that is named and needs an extra.
     """
-    known = BASELINES[modality]
+    known = series.offered(data.preprocessing) if modality == "series" else BASELINES[modality]
     wanted = list(known) if names == ("auto",) else list(names)
     if unknown := [name for name in wanted if name not in known]:
         raise RecipeError(

@@ -68,7 +68,9 @@ class _Found:
             self.first.setdefault(reason, f"{asset} {where[int(np.flatnonzero(rows)[0])]}")
 
     def told(self) -> list[str]:
-        return [f"{count} rows {reason}, the first: {self.first[reason]}" for reason, count in self.count.items()]
+        return [
+            f"{count} rows {reason}, the first: {self.first[reason]}" for reason, count in self.count.items()
+        ]
 
 
 def read(data: recipe.Data, channels: tuple[str, ...] | None = None) -> Market:
@@ -101,7 +103,9 @@ def read(data: recipe.Data, channels: tuple[str, ...] | None = None) -> Market:
         notes.append(
             f"{breaks} gaps of more than {data.series.max_gap} days (data.series.max_gap) break a series: no window crosses one"
         )
-    return Market(chosen, tuple(bars), total, tuple(f"{text}; they were left out" for text in told), tuple(notes))
+    return Market(
+        chosen, tuple(bars), total, tuple(f"{text}; they were left out" for text in told), tuple(notes)
+    )
 
 
 def variance(values: Floats, channels: tuple[str, ...]) -> Floats:
@@ -172,7 +176,10 @@ def _split(frame: pl.DataFrame, name: str, series: recipe.Series) -> dict[str, p
     wide = [column for column in frame.columns if column != time]
     if not wide:
         raise DataError(f"{name} has no column but {time!r}; prices need close, or a column an asset")
-    return {column: frame.select(pl.col(time), pl.col(column).alias("close")).drop_nulls("close") for column in wide}
+    return {
+        column: frame.select(pl.col(time), pl.col(column).alias("close")).drop_nulls("close")
+        for column in wide
+    }
 
 
 def _time(frame: pl.DataFrame, series: recipe.Series) -> str:
@@ -221,7 +228,7 @@ def _cleaned(
     where = np.array([f"row {row + 2}" for row in range(len(days))])
     checks: list[tuple[str, NDArray[np.bool_]]] = [
         ("have no date", np.isnat(days)),
-        ("lack a price or hold text for one", ~np.isfinite(values).all(axis=1)),
+        ("lack a price or hold text for one", np.asarray(~np.isfinite(values).all(axis=1))),
     ]
     left = np.zeros(len(days), bool)
     for reason, wrong in [*checks, *_impossible(values, channels)]:
@@ -239,7 +246,9 @@ def _impossible(values: Floats, channels: tuple[str, ...]) -> list[tuple[str, ND
     """Reason -> rows that no market printed. NaN rows are not judged."""
     prices = values[:, : len(channels) - ("volume" in channels)]
     with np.errstate(invalid="ignore"):
-        found = [("have a price of zero or below", (prices <= 0).any(axis=1))]
+        found: list[tuple[str, NDArray[np.bool_]]] = [
+            ("have a price of zero or below", np.asarray((prices <= 0).any(axis=1)))
+        ]
         if "volume" in channels:
             found.append(("have a volume below zero", values[:, -1] < 0))
         if "high" in channels:

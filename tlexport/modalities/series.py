@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from tlexport import recipe
 from tlexport.errors import DataError, RecipeError
 from tlexport.modalities import market, series_windows, splits
-from tlexport.modalities.dataset import DataReport, Dataset
+from tlexport.modalities.dataset import DataReport
 from tlexport.modalities.market import Market
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
-from tlexport.modalities.series_windows import CLASSES, LEAST_VARIANCE, Samples, Split, Windows
+from tlexport.modalities.series_windows import CLASSES, LEAST_VARIANCE, Samples, SeriesData, Split, Windows
 from tlexport.modalities.tabular_schema import some
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
@@ -36,7 +36,7 @@ def load(
     seed: int,
     cache: Path | None,
     progress: Callable[[int, int], None] | None = None,
-) -> Dataset:
+) -> SeriesData:
     """Read, check, cut windows, split by time. Raises DataError for what a person has to decide or repair."""
     windows = _windows(data.series, market.CHANNELS[0], task)
     found = market.read(data)
@@ -54,12 +54,12 @@ def load(
         samples={name: len(split) for name, split in made.items()},
         counts={name: _counts(split, names, kind) for name, split in made.items()},
         split_origin=origin,
-        groups={name: len(np.unique(split.groups)) for name, split in made.items()},
+        groups={n: len(np.unique(s.groups)) for n, s in made.items() if s.groups is not None},
         problems=(*found.problems, *_short(found, windows)),
         sha256=_fingerprint(made, windows),
         notes=(*found.notes, *_notes(every, made, windows, purged, kind)),
     )
-    return Dataset(**made, task=kind, class_names=names, preprocessing=windows, report=report)
+    return SeriesData(**made, task=kind, class_names=names, preprocessing=windows, report=report)
 
 
 def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -69,7 +69,9 @@ def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...
     no asset has a whole window.
     """
     try:
-        windows = Windows.model_validate({k: preprocessing[k] for k in Windows.model_fields if k in preprocessing})
+        windows = Windows.model_validate(
+            {k: preprocessing[k] for k in Windows.model_fields if k in preprocessing}
+        )
     except ValidationError as error:
         raise DataError(f"this is no description of windows of prices: {error.errors()[0]['msg']}") from error
     asked = recipe.Data(path=path, series=recipe.Series(max_gap=windows.max_gap))
@@ -95,7 +97,9 @@ def _windows(series: recipe.Series, channels: tuple[str, ...], task: str) -> Win
         asked = "needs data.series.threshold" if needs else "takes no data.series.threshold"
         raise RecipeError(f"data.series.target={series.target} {asked}")
     if series.target == "drawdown" and series.threshold is not None and series.threshold >= 1:
-        raise RecipeError(f"data.series.threshold={series.threshold:g}: a fall is a share of the price, below 1")
+        raise RecipeError(
+            f"data.series.threshold={series.threshold:g}: a fall is a share of the price, below 1"
+        )
     if series.purge is not None and series.purge < series.horizon:
         raise RecipeError(
             f"data.series.purge={series.purge} is less than the horizon of {series.horizon} days: labels of one split "
@@ -126,7 +130,11 @@ def _short(found: Market, windows: Windows) -> tuple[str, ...]:
     need = windows.window + windows.horizon
     long = {part.asset for part in found.bars if len(part.days) >= need}
     short = sorted({part.asset for part in found.bars} - long)
-    return (f"{len(short)} assets have no {need} days without a gap and give no sample: {some(short)}",) if short else ()
+    return (
+        (f"{len(short)} assets have no {need} days without a gap and give no sample: {some(short)}",)
+        if short
+        else ()
+    )
 
 
 def _divided(
@@ -134,7 +142,9 @@ def _divided(
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, str], int]:
     """Rows of each split, where they come from, and how many samples were purged between them."""
     if data.split.by not in ("auto", "time"):
-        raise RecipeError(f"data.split.by={data.split.by}: series are split by time, or the future would be learned from")
+        raise RecipeError(
+            f"data.split.by={data.split.by}: series are split by time, or the future would be learned from"
+        )
     fold = (data.split.fold, data.split.folds or 1)
     rows, origin = splits.walk_forward(
         every.origins,
@@ -160,7 +170,9 @@ def _strided(every: Samples, rows: NDArray[np.int64], stride: int) -> NDArray[np
     """Every `stride`-th of each asset's rows, the latest among them."""
     assets = every.assets[rows]
     ends = np.r_[assets[1:] != assets[:-1], True]
-    behind = np.flatnonzero(ends)[np.searchsorted(np.flatnonzero(ends), np.arange(len(rows)))] - np.arange(len(rows))
+    behind = np.flatnonzero(ends)[np.searchsorted(np.flatnonzero(ends), np.arange(len(rows)))] - np.arange(
+        len(rows)
+    )
     return np.flatnonzero(behind % stride == 0)
 
 

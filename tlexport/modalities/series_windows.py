@@ -43,7 +43,9 @@ class Windows(BaseModel):
         days = "the next trading day" if self.horizon == 1 else f"the next {self.horizon} trading days"
         if self.target == "variance":
             how = "Parkinson's, of high and low" if "high" in self.channels else "squared change of the close"
-            return f"mean daily variance of the log price over {days} ({how}); its root is the daily volatility"
+            return (
+                f"mean daily variance of the log price over {days} ({how}); its root is the daily volatility"
+            )
         if self.target == "direction":
             return f"probability that the close after {days} is above the last one"
         if self.target == "drawdown":
@@ -66,6 +68,16 @@ class Split(dataset.Split):
         """float32 [B, window, C]."""
         cut: NDArray[np.float32] = self.bars[self.inputs[rows][:, None] + np.arange(self.window)]
         return cut
+
+
+@dataclass(frozen=True)
+class SeriesData(dataset.Dataset):
+    """A data set of windows that is ready to train on."""
+
+    train: Split
+    val: Split
+    test: Split
+    preprocessing: Windows
 
 
 @dataclass(frozen=True)
@@ -105,18 +117,18 @@ def _labels(values: Floats, last: NDArray[np.int64], windows: Windows) -> NDArra
     ahead = last[:, None] + np.arange(1, windows.horizon + 1)
     close = values[:, windows.channels.index("close")]
     if windows.target == "direction":
-        return (close[ahead[:, -1]] > close[last]).astype(np.int64)
+        return np.asarray(close[ahead[:, -1]] > close[last], np.int64)
     if windows.target == "drawdown":
         low = values[:, windows.channels.index("low")] if "low" in windows.channels else close
         fall = 1 - low[ahead].min(axis=1) / close[last]
-        return (fall >= _threshold(windows)).astype(np.int64)
+        return np.asarray(fall >= _threshold(windows), np.int64)
     daily = market.variance(values, windows.channels)
     future = daily[ahead].mean(axis=1)
     if windows.target == "variance":
-        return np.maximum(future, LEAST_VARIANCE).astype(np.float32)[:, None]
+        return np.asarray(np.maximum(future, LEAST_VARIANCE), np.float32)[:, None]
     # The first row's change is unknown without a high and a low; it is left out of the window's mean.
     before = last[:, None] - np.arange(windows.window - 1)
-    return (future >= _threshold(windows) * daily[before].mean(axis=1)).astype(np.int64)
+    return np.asarray(future >= _threshold(windows) * daily[before].mean(axis=1), np.int64)
 
 
 def _threshold(windows: Windows) -> float:

@@ -323,5 +323,7 @@ def walk_forward(
         if of.any()
     }
     if len(told) < len(NAMES):
-        raise DataError(f"{len(days)} days leave no samples for {', '.join(n for n in NAMES if n not in told)}")
+        raise DataError(
+            f"{len(days)} days leave no samples for {', '.join(n for n in NAMES if n not in told)}"
+        )
     return {name: np.flatnonzero(of) for name, of in parts.items()}, told

@@ -261,7 +261,9 @@ def pretext(model: Any, pretrain: Pretrain, data: Any) -> nn.Module:
     Raises RecipeError for another objective.
     """
     if pretrain.objective not in ("auto", "masked", "forecast"):
-        raise RecipeError(f"no objective {pretrain.objective!r} for series (there are: auto, masked, forecast)")
+        raise RecipeError(
+            f"no objective {pretrain.objective!r} for series (there are: auto, masked, forecast)"
+        )
     return Pretext(model, pretrain.objective, pretrain.mask)
 
 

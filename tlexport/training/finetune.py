@@ -112,7 +112,9 @@ def _network(
         loss=loss_of(model.spec, recipe.transfer, labels),
         task=data.task,
         # The network handed in may be the average of the one that learns.
-        validate=_validation(model, data, recipe, lambda network, split: _answers(model, network, split, device)),
+        validate=_validation(
+            model, data, recipe, lambda network, split: _answers(model, network, split, device)
+        ),
         prepare=lambda _: transfer.train_mode(model),
         device=device,
     )
