@@ -1,4 +1,4 @@
-"""What bench/latency.py times: networks for images, and the networks of the table recipes.
+"""What bench/latency.py times: networks for images, and the networks of recipes for tables and series.
 
 All have random weights, which cost as much as trained ones; what the data decides (columns, bins) is real.
 """
@@ -26,6 +26,7 @@ QUICK_IMAGES = {"test_resnet": "timm/test_resnet"}
 SMALL = {
     "tabular": ("breast-cancer", ""),
     "tabular_credit": ("credit-scoring", "credit/uci_credit_card_default.csv"),
+    "series": ("volatility", "market_ohlcv"),
 }
 QUICK_SMALL = ("tabular",)
 DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
@@ -113,7 +114,7 @@ def small(name: str, quick: bool) -> Case:
     model = models.create(models.describe(recipe, data))
     models.prepare(model, data)
     rows = {
-        name: tensors.named(split.inputs[:count], model.INPUTS)
+        name: tensors.named(split.batch(np.arange(min(count, len(split)))), model.INPUTS)
         for name, split, count in (("seen", data.train, SEEN), ("fresh", data.test, FRESH))
     }
     about = {"class_names": json.dumps(data.class_names), "preprocessing": "{}", "task": data.task}

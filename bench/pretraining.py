@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from common import ROOT, arguments, destination, finish, overrides, say, stamp, table, tlexport
 
+from tlexport.modalities.metrics import HIGHER_IS_BETTER
+
 TIMEOUT = 3000.0  # of one command
 DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
 SIZES = (50, 200, 1000, None)  # training rows; None: all
-LOWER_IS_BETTER = ("qlike", "rmse", "mae", "brier", "log_loss")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def measured(
                 tuned = tlexport([*words, *seeded(seed, True), "--out", out], cwd=work, timeout=TIMEOUT)
                 metric, available = tuned["metric"], max(available, tuned["samples"]["train"])
                 values[kind][-1].append(tuned["metrics"]["test"][metric])
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
     gain = [paired(p, s, sign) for p, s in zip(values["pretrained"], values["scratch"], strict=True)]
     sizes_shown = [size or available for size in sizes]
     return {"metric": metric, "sizes": sizes_shown, **values, "gain": gain, "pretrain_seconds": max(seconds)}

@@ -11,7 +11,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-LOWER_IS_BETTER = ("qlike", "rmse", "mae", "brier", "log_loss")
 BEGIN, END = "<!-- numbers: written by bench/readme.py from bench/results -->", "<!-- /numbers -->"
 ORDER = ("accuracy", "scenarios", "pretraining", "strategies", "latency", "finetune", "startup", "memory")
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from common import ROOT, arguments, destination, finish, goal, overrides, say, stamp, table, tlexport
 
+from tlexport.modalities.metrics import HIGHER_IS_BETTER
+
 TIMEOUT = 3000.0  # of one command
 DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
-LOWER_IS_BETTER = ("qlike", "rmse", "mae", "brier", "log_loss")
 STRATEGIES = ("probe", "partial", "full", "scratch")
 REGRET, SHARE = 0.01, 0.4
 
@@ -81,7 +82,7 @@ def measured(name: str, data: Path, work: Path, quick: bool) -> dict[str, Any]:
             "evidence": tuned["race"],
         }
     auto = found.pop("auto")
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
     best = {split: max(sign * grid[split] for grid in found.values()) for split in ("val", "test")}
     regret = {split: max(0.0, (best[split] - sign * auto[split]) / abs(best[split])) for split in best}
     share = auto["seconds"] / sum(grid["seconds"] for grid in found.values())

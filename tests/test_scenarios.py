@@ -25,6 +25,11 @@ DATA = {
     "pathology": "blood_cells/blood_cells.npz",
     "credit-scoring": "credit/uci_credit_card_default.csv",
     "credit-pretrain": "credit/uci_credit_card_default.csv",
+    "market-pretrain": "market_ohlcv",
+    "price-direction": "market_ohlcv",
+    "risk-events": "market_ohlcv",
+    "volatility": "market_ohlcv",
+    "volatility-week": "market_ohlcv",
 }
 EXTRA = {"tabular": "lightgbm"}
 Run = Callable[..., Ended]
