@@ -119,7 +119,7 @@ def best_plain(case: dict[str, Any]) -> str:
     known = {name: of[metric] for name, of in case["baselines"].items() if metric in of}
     if not known:
         return "-"
-    pick = min if metric in LOWER_IS_BETTER else max
+    pick = max if HIGHER_IS_BETTER[metric] else min
     best = pick(known, key=lambda name: known[name]["ratio"])
     return f"{best.replace('_', ' ')} {spread(known[best])}"
 
