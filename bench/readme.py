@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tlexport.modalities.metrics import HIGHER_IS_BETTER
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
