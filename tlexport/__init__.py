@@ -2,6 +2,7 @@
 
 run = tlexport.finetune("chest-xray", out="runs/cxr", overrides=["data.path=pneumoniamnist.npz"])
 result = tlexport.build(run, bundle="bundles/cxr", targets=["cpu", "sm89"])
+answers = tlexport.predict("bundles/cxr", "new-scans/", out="answers.csv")
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING
 from tlexport.errors import TlexportError
 
 if TYPE_CHECKING:
-    from tlexport.results import BuildResult
+    from tlexport.results import BuildResult, PredictResult
     from tlexport.run import Run
 
-__all__ = ["TlexportError", "__version__", "build", "finetune", "pretrain"]
+__all__ = ["TlexportError", "__version__", "build", "finetune", "predict", "pretrain"]
 
 __version__ = "0.1.0"
 
@@ -69,3 +70,13 @@ def build(
     recipe = with_overrides(opened.recipe, overrides or [], targets=targets)
     with opened.lock():
         return stages.build(opened, recipe, Silent(), bundle=Path(bundle))
+
+
+def predict(
+    bundle: str | Path, data: str | Path, *, out: str | Path, target: str | None = None
+) -> PredictResult:
+    """Run a bundle on new raw data, prepared as its manifest says; the answers become the CSV `out`."""
+    from tlexport.progress import Silent
+    from tlexport.stages import predict as stage
+
+    return stage.run(Path(bundle), str(data), Silent(), out=Path(out), target=target)

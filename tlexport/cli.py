@@ -444,6 +444,50 @@ def inspect(
     )
 
 
+@app.command(
+    epilog="Example: tlexport predict bundles/cxr new-scans/ --out answers.csv\n\n"
+    "Example: tlexport predict bundles/credit applicants.parquet --target cpu --json"
+)
+def predict(
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle, as made by build or package.", show_default=False)
+    ],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="New raw data of the kind the model was trained on: a table, an image, a folder of images, a .npz ...",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="CSV to write: name, decision, a column a class or value.")
+    ] = Path("predictions.csv"),
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Whose variant to run; default: cpu, or the bundle's only one.",
+            show_default=False,
+        ),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a bundle's chosen variant on new raw data. Every hash of the bundle is checked before anything is loaded."""
+    from tlexport.stages import predict as stage
+
+    result = stage.run(bundle, data, _progress(), out=out, target=target)
+    rows = {
+        "ran": f"{result.variant} on {result.provider}: {result.samples} samples in {result.seconds:.1f} s",
+        **{f"decided {name}": str(count) for name, count in result.decisions.items()},
+        "out": result.out,
+    }
+    _show(result, _rows(result.first), "", _pairs(rows))
+
+
 @app.command(epilog="Example: tlexport doctor --json")
 def doctor(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """What this machine can build and run, and what to install for the rest."""
@@ -652,6 +696,12 @@ def _pairs(rows: dict[str, str]) -> RenderableType:
     from tlexport.console import pairs_table
 
     return pairs_table(rows)
+
+
+def _rows(rows: tuple[dict[str, Any], ...]) -> RenderableType:
+    from tlexport.console import rows_table
+
+    return rows_table(rows)
 
 
 def _variants(

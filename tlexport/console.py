@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -117,6 +118,18 @@ def pairs_table(rows: dict[str, str]) -> Table:
     table.add_column()
     for key, value in rows.items():
         table.add_row(key.replace("[", r"\["), value.replace("[", r"\["))
+    return table
+
+
+def rows_table(rows: tuple[dict[str, Any], ...]) -> Table:
+    """Rows of the same keys under their names; numbers with four digits."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, first in rows[0].items():
+        number = isinstance(first, float)
+        table.add_column(heading.replace("[", r"\["), justify="right" if number else "left")
+    for row in rows:
+        cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
     return table
 
 

@@ -239,6 +239,22 @@ class BuildResult(Result):
     notes: tuple[str, ...] = Field((), description="what the measured latencies mean for where to run it")
 
 
+class PredictResult(Result):
+    bundle: str
+    target: str
+    variant: str
+    provider: str = Field(description="where it really ran, as the library reports it")
+    task: str
+    samples: int
+    decisions: dict[str, int] = Field(
+        description="class or label -> samples it was decided for; empty for values"
+    )
+    out: str = Field(description="CSV: name, decision (none for values), a column a class or value")
+    first: tuple[dict[str, Any], ...] = Field(description="its first rows")
+    notes: tuple[str, ...] = Field((), description="what of the data was not as in training")
+    seconds: float
+
+
 class BackendInfo(Result):
     name: str
     installed: bool
@@ -283,6 +299,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "bench": BenchResult,
     "package": PackageResult,
     "build": BuildResult,
+    "predict": PredictResult,
     "doctor": DoctorResult,
     "inspect": InspectResult,
     "recipes": RecipesResult,

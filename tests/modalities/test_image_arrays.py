@@ -166,6 +166,6 @@ def test_what_would_unpack_beyond_memory_is_refused(tmp_path: Path, monkeypatch:
     from tlexport.modalities import image_arrays
 
     path = saved(tmp_path, **arrays())
-    monkeypatch.setattr(image_arrays, "_MEMORY_SHARE", 1e-12)
+    monkeypatch.setattr(image_arrays, "MEMORY_SHARE", 1e-12)
     with pytest.raises(DataError, match="GiB of memory can be used"):
         read_npz(path)

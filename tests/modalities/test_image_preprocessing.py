@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 
 from tlexport.errors import DataError
 from tlexport.modalities.image import Preprocessing
+from tlexport.recipe import Dicom
 
 RANDOM = np.random.default_rng(0)
 
@@ -59,9 +59,10 @@ def test_shrinking_is_antialiased() -> None:
     assert shrunk.min() > 100 and shrunk.max() < 155
 
 
-def test_it_survives_json() -> None:
-    prepare = Preprocessing(64, 3, "pad")
-    assert Preprocessing(**json.loads(json.dumps(asdict(prepare)))) == prepare
+@pytest.mark.parametrize("dicom", [Dicom(), Dicom(frame=2, window=(40.0, 400.0))])
+def test_it_survives_json(dicom: Dicom) -> None:
+    prepare = Preprocessing(64, 3, "pad", dicom=dicom)
+    assert Preprocessing.described(json.loads(json.dumps(prepare.describe()))) == prepare
 
 
 @pytest.mark.parametrize("wrong", [{"resize": "stretch"}, {"interpolation": "bicubic"}, {"channels": 4}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tlexport.baselines import series, tabular
+from tlexport.baselines import image, series, tabular
 from tlexport.baselines.fitted import Fitted
 from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities.dataset import Dataset
@@ -16,7 +16,7 @@ Fit = Callable[[Dataset, int], Fitted]
 
 # Modality -> name -> how it is fitted; `auto` takes all of them that fit the task.
 BASELINES: dict[str, dict[str, Fit]] = {
-    "image": {},
+    "image": image.BASELINES,
     "tabular": tabular.BASELINES,
     "series": series.BASELINES,
 }

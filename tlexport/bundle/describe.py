@@ -24,7 +24,8 @@ def _bundle(document: manifest.Manifest) -> dict[str, Any]:
     prepared = document.preprocessing
     summary: dict[str, Any] = {
         "name": document.name,
-        "model": f"{document.backbone}, {document.task}, {len(document.classes)} classes: {', '.join(document.classes[:10])}",
+        "model": f"{document.backbone}, {document.modality}, {document.task}, {len(document.classes)} classes: "
+        + ", ".join(document.classes[:10]),
         "input": ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in document.inputs),
         "output": ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in document.outputs),
         "client must": ", ".join(f"{key} {value}" for key, value in prepared.items()),

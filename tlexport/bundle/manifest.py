@@ -43,6 +43,7 @@ class Manifest(BaseModel):
 
     bundle_version: Literal[1] = 1
     name: str
+    modality: str = Field("image", description="says what `preprocessing` describes")
     backbone: str
     task: str
     classes: tuple[str, ...]

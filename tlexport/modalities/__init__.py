@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.modalities import image, series, tabular
@@ -31,6 +33,14 @@ class Modality(Protocol):
         progress: Callable[[int, int], None] | None = None,
     ) -> Dataset:
         """Read, check, split. Raises DataError or LeakageError for all that a person has to decide or repair."""
+        ...
+
+    def samples(self, path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...], NDArray[Any]]:
+        """Names and graph inputs of unlabelled samples, by a bundle's frozen description (`Preparation.describe`) alone.
+
+        The inputs are as `Split.batch` gives them: [n, ...], or [n] structured with a field for each of the graph's
+        inputs. Raises DataError for what cannot be read as described; what has to be told is warned as DataWarning.
+        """
         ...
 
 

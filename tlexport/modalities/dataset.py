@@ -14,6 +14,10 @@ from tlexport.progress import Progress
 UNKNOWN = -1  # a label of a multi-label sample that nobody measured
 
 
+class DataWarning(UserWarning):
+    """What `samples` has to tell of data that it could read: `warnings.warn(text, DataWarning)`."""
+
+
 class Preparation(Protocol):
     """How raw data becomes the graph's inputs: what a client must repeat."""
 

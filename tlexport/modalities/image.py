@@ -25,9 +25,19 @@ from tlexport.modalities.dataset import Corrupt, Duplicate
 from tlexport.modalities.image_preprocessing import Preprocessing
 from tlexport.modalities.image_report import ImageReport, class_counts, fingerprint
 from tlexport.modalities.image_samples import Files, Samples, few
+from tlexport.modalities.image_unlabelled import samples
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "ImageData", "ImageReport", "Preprocessing", "Split", "load"]
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "METRICS",
+    "ImageData",
+    "ImageReport",
+    "Preprocessing",
+    "Split",
+    "load",
+    "samples",
+]
 
 Progress = Callable[[int, int], None]
 _LISTED = 1000  # names that a report holds of ignored files and of duplicates
@@ -184,7 +194,7 @@ def _preprocessing(samples: Samples, rows: dict[str, NDArray[np.int64]], data: r
         images = samples.images
         every = np.concatenate(list(rows.values()))
         channels = image_store.channels(images, every) if isinstance(images, Files) else images.channels()
-    return Preprocessing(image_size=data.image_size, channels=channels, resize=data.resize)
+    return Preprocessing(image_size=data.image_size, channels=channels, resize=data.resize, dicom=data.dicom)
 
 
 def _pixels(

@@ -27,7 +27,7 @@ from tlexport.errors import DataError
 from tlexport.modalities.image_pixels import Pixels
 from tlexport.modalities.image_samples import SPLIT_ALIASES, Arrays, Samples, few
 
-_MEMORY_SHARE = 0.8  # of what is free: the rest is for the training
+MEMORY_SHARE = 0.8  # of what is free: the rest is for the training
 
 
 def read_npz(path: Path) -> Samples:
@@ -62,6 +62,21 @@ def read_npz(path: Path) -> Samples:
         else None,
         notes=_notes({key: arrays[key] for key in wanted["images"]}),
     )
+
+
+def read_unlabelled(path: Path) -> tuple[list[str], Arrays]:
+    """Names and images of all arrays `images`, `train_images` ... in the file; labels are not looked at. Raises DataError."""
+    with _opened(path) as archive:
+        members = _headers(path, archive)
+        keys = [name for name in members if name == "images" or name.endswith("_images")]
+        if not keys:
+            raise DataError(
+                f"{path} has no images or <name>_images; it holds {few(list(members)) or 'nothing'}"
+            )
+        _check_memory(path, [members[key] for key in keys])
+        arrays = {key: _array(path, archive, key) for key in keys}
+    names = [f"{key.removesuffix('s')}/{row}" for key in keys for row in range(len(arrays[key]))]
+    return names, Arrays(_pixels(path, arrays))
 
 
 def read_digits() -> Samples:
@@ -161,7 +176,7 @@ def _check_memory(path: Path, members: list[tuple[tuple[int, ...], np.dtype[Any]
     import psutil
 
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in members)
-    free = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
     if needed > free:
         raise DataError(
             f"{path} unpacks to {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of memory can be used; "

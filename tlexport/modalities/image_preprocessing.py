@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from tlexport import cores
 from tlexport.errors import DataError
 from tlexport.modalities.image_pixels import Pixels
+from tlexport.recipe import Dicom
 
 _WORTH_THREADS = 32
+_AS_STORED = Dicom()  # the first frame, by the file's own window
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Preprocessing:
        Scaling is Pillow's Image.resize with Resampling.BILINEAR, which is antialiased when it shrinks.
     3. grey to RGB where channels is 3: the grey value three times.
 
-    Pillow works in integers, so the result is the same on every machine.
+    Pillow works in integers, so the result is the same on every machine. `dicom` says how a DICOM file is decoded
+    before that.
     """
 
     image_size: int
     channels: int
     resize: str = "crop"
     interpolation: str = "bilinear"
+    dicom: Dicom = _AS_STORED
 
     def __post_init__(self) -> None:
         known = self.resize in ("crop", "squash", "pad") and self.interpolation == "bilinear"
@@ -42,7 +46,23 @@ class Preprocessing:
             raise DataError(f"{self} is no preprocessing that this version of tlexport knows")
 
     def describe(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        own = {
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "resize": self.resize,
+            "interpolation": self.interpolation,
+        }
+        return own if self.dicom == _AS_STORED else own | {"dicom": self.dicom.model_dump(mode="json")}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> Preprocessing:
+        """The one that `describe` describes. Raises DataError if it is none."""
+        try:
+            return cls(**{**description, "dicom": Dicom.model_validate(description.get("dicom", {}))})
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{dict(description)} is no preprocessing that this version of tlexport knows"
+            ) from error
 
     def apply(self, image: NDArray[np.uint8]) -> Pixels:
         """One image, uint8 [H, W], [H, W, 1] or [H, W, 3], as uint8 [C, S, S]."""

@@ -96,7 +96,7 @@ def _class_folders(root: Path, parts: dict[str, Path], data: recipe.Data) -> Sam
         if not _subfolders(folder):
             raise DataError(f"{folder} has no class folders: it holds {_holds(folder)}; {LAYOUTS}")
         for name in _subfolders(folder):
-            images, others = _walk(folder / name)
+            images, others = walk(folder / name)
             ignored += others
             files += images
             classes += [name] * len(images)
@@ -107,7 +107,7 @@ def _class_folders(root: Path, parts: dict[str, Path], data: recipe.Data) -> Sam
         raise DataError(f"{root} has class folders without an image: {few(empty)}; fill or remove them")
     index, names = class_order(sorted(set(classes)), data.class_names)
     return Samples(
-        images=_files(files, data.dicom),
+        images=files_of(files, data.dicom),
         labels=np.array([index[name] for name in classes], np.int64),
         names=[file.relative_to(root).as_posix() for file in files],
         splits=np.array(splits) if "" not in parts else None,
@@ -123,7 +123,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+def walk(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images below a folder, and the files there that are none; both sorted."""
     found: list[Path] = []
     for here, inside, names in os.walk(folder):
@@ -140,7 +140,7 @@ def _holds(folder: Path) -> str:
     return few(readable + [name for name in names if name not in readable]) if names else "nothing"
 
 
-def _files(files: Sequence[Path], dicom: recipe.Dicom) -> Files:
+def files_of(files: Sequence[Path], dicom: recipe.Dicom) -> Files:
     def identity(index: int) -> str:
         status = files[index].stat()
         return f"{files[index].absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -175,7 +175,7 @@ def _read_csv(path: Path, data: recipe.Data) -> Samples:
         )
     truth, names = _csv_labels(path, rows, labels, data)
     return Samples(
-        images=_files(files, data.dicom),
+        images=files_of(files, data.dicom),
         labels=truth,
         names=[row[columns.image] for row in rows],
         splits=np.array([_split_of(path, row[split], n) for n, row in enumerate(rows, 2)]) if split else None,

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -89,7 +89,7 @@ def channels(files: Files, rows: NDArray[np.int64]) -> int:
 
 
 def _key(files: Files, rows: NDArray[np.int64], preprocessing: Preprocessing, settings: str) -> str:
-    whole = hashlib.sha256(json.dumps([VERSION, asdict(preprocessing), settings]).encode())
+    whole = hashlib.sha256(json.dumps([VERSION, preprocessing.describe(), settings]).encode())
     for row in rows:
         whole.update(files.identity(int(row)).encode() + b"\n")
     return whole.hexdigest()

@@ -31,7 +31,7 @@ def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
         frame: pl.DataFrame = PACKAGED[path](missing)
     elif not Path(path).is_file():
         raise DataError(
-            f"data.path {path} is no file (give a CSV, a gzipped CSV, a Parquet file, or one of: {', '.join(PACKAGED)})"
+            f"{path} is no file (give a CSV, a gzipped CSV, a Parquet file, or one of: {', '.join(PACKAGED)})"
         )
     else:
         frame = _parquet(Path(path)) if path.endswith((".parquet", ".pq")) else _csv(Path(path), missing)

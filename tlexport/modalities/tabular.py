@@ -18,12 +18,12 @@ from tlexport.errors import DataError, LeakageError
 from tlexport.modalities import splits, tables, tabular_schema
 from tlexport.modalities.dataset import DataReport, Dataset, Duplicate, Split
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
-from tlexport.modalities.tabular_schema import Schema
+from tlexport.modalities.tabular_schema import Schema, samples
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["HIGHER_IS_BETTER", "METRICS", "load"]
+__all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
 
 GIVES_AWAY = 0.995  # AUC of a single column
 _LISTED = 1000

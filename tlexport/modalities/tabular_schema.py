@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlexport.errors import DataError
+from tlexport.modalities import tables
+from tlexport.modalities.dataset import DataWarning
 from tlexport.modalities.tables import numbers_of
 from tlexport.recipe import Table
 
@@ -32,6 +37,7 @@ class Column(BaseModel):
     kind: Literal["numeric", "categorical"]
     vocabulary: tuple[str, ...] = ()
     numbers: bool = False
+    unknown: float = UNKNOWN  # stands for any other category; not one of the codes
 
     def codes(self) -> tuple[float, ...]:
         """What stands for each category in the graph's input."""
@@ -55,18 +61,18 @@ class Schema(BaseModel):
             "input": "features float32 [n, columns], in this order; a missing value is NaN",
             "numeric": "the number itself",
             "categorical": "the number itself where the vocabulary holds numbers, else the place in the vocabulary "
-            "counted from 0; any other value is -1",
+            "counted from 0; any other value is `unknown`",
             **self.model_dump(mode="json"),
         }
 
     def encode(self, frame: pl.DataFrame) -> tuple[Floats, dict[str, tuple[int, str]]]:
-        """float32 [n, F], and numeric columns with text: name -> (cells taken for missing, the first of them).
+        """float32 [n, F], and numeric columns with other cells: name -> (cells taken for missing, the first of them).
 
         Raises DataError naming the columns that the table lacks.
         """
         lacking = [column.name for column in self.columns if column.name not in frame.columns]
         if lacking:
-            strange = [name for name in frame.columns if name not in self._known()]
+            strange = self.strange(frame)
             also = f"; it has columns that training did not have: {some(strange)}" if strange else ""
             raise DataError(f"the table lacks {len(lacking)} columns of the schema: {some(lacking)}{also}")
         features = np.empty((len(frame), len(self.columns)), np.float32)
@@ -77,8 +83,52 @@ class Schema(BaseModel):
                 wrong[column.name] = broken
         return features, wrong
 
+    def strange(self, frame: pl.DataFrame) -> list[str]:
+        """Columns of the table that training did not have; they are not looked at."""
+        return [name for name in frame.columns if name not in self._known()]
+
     def _known(self) -> set[str]:
         return {column.name for column in self.columns} | set(self.excluded) | set(self.target)
+
+
+def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...], Floats]:
+    """Names and float32 [n, F] of a table's rows, encoded by the schema that `Schema.describe` described.
+
+    Raises DataError naming the columns that the table lacks or that hold text instead of numbers; categories that
+    training never saw and columns that it did not have are told.
+    """
+    try:
+        schema = Schema.model_validate({key: preprocessing[key] for key in Schema.model_fields})
+    except (KeyError, ValidationError) as error:
+        raise DataError(
+            f"this is no schema of a table that this version of tlexport knows: {error}"
+        ) from error
+    frame = tables.read(path, schema.missing)
+    features, texts = schema.encode(frame)
+    if texts:
+        found = "; ".join(
+            f"{name!r} in {count} rows, the first: {first!r}" for name, (count, first) in texts.items()
+        )
+        raise DataError(
+            f"numeric columns hold what is no number: {found}; repair the cells, or leave them empty for missing"
+        )
+    for told in _new(schema, frame, features):
+        warnings.warn(told, DataWarning, stacklevel=2)
+    return tuple(f"row {row + 2}" for row in range(len(frame))), features
+
+
+def _new(schema: Schema, frame: pl.DataFrame, features: Floats) -> Iterator[str]:
+    if strange := schema.strange(frame):
+        yield f"{len(strange)} columns that training did not have were not looked at: {some(strange)}"
+    for index, column in enumerate(schema.columns):
+        if column.kind == "numeric":
+            continue
+        rows = np.flatnonzero(features[:, index] == column.unknown)
+        if len(rows):
+            yield (
+                f"{len(rows)} of {len(frame)} rows have a category in {column.name!r} that training never saw, "
+                f"the first: {str(frame[column.name][int(rows[0])])!r}"
+            )
 
 
 def infer(frame: pl.DataFrame, table: Table, target: tuple[str, ...], train: NDArray[np.int64]) -> Schema:
@@ -117,20 +167,36 @@ def _column(series: pl.Series, table: Table) -> Column | str:
     present = series.drop_nulls()
     if not len(present):
         return "empty in train"
-    numbers, strange = numbers_of(series)
+    numbers, _ = numbers_of(present)
     finite = numbers[np.isfinite(numbers)]
     if name in table.numeric or (len(finite) >= 0.5 * len(present) and name not in table.categorical):
         return _numeric(name, np.unique(finite), len(series))
-    counts = Counter(str(value) for value in present.to_list())
+    # Large whole numbers may be one and the same float32; they are told apart as texts.
+    as_numbers = len(finite) == len(present) and _distinct(np.unique(finite))
+    counts = Counter(map(_plain, finite.tolist()) if as_numbers else map(str, present.to_list()))
     if len(counts) == len(series) and len(series) > FEW_VALUES:
         return "looks like an identifier: every row has another text"
     if len(counts) == 1 and len(present) == len(series):
         return "constant in train"
     frequent = tuple(value for value, _ in counts.most_common(table.max_categories))
-    return Column(name=name, kind="categorical", vocabulary=frequent, numbers=not strange)
+    made = Column(name=name, kind="categorical", vocabulary=frequent, numbers=as_numbers)
+    free = next(-float(k) for k in itertools.count(1) if -float(k) not in made.codes())
+    return made.model_copy(update={"unknown": free})
+
+
+def _plain(number: float) -> str:
+    """1, 1.0 and 01 are the same category, and it is written 1."""
+    return repr(number).removesuffix(".0")
+
+
+def _distinct(values: NDArray[np.float64]) -> bool:
+    with np.errstate(over="ignore"):
+        return len(np.unique(values.astype(np.float32))) == len(values)
 
 
 def _numeric(name: str, values: NDArray[np.float64], rows: int) -> Column | str:
+    if not len(values):
+        return "holds no number in train"
     whole = len(values) == rows > FEW_VALUES and bool((values == np.round(values)).all())
     # A row counter's numbers lie as dense as the rows; amounts that happen to be all different do not.
     if whole and (values[-1] - values[0]) / len(values) < 5:
@@ -139,26 +205,20 @@ def _numeric(name: str, values: NDArray[np.float64], rows: int) -> Column | str:
 
 
 def _encoded(column: Column, series: pl.Series) -> tuple[Floats, tuple[int, str] | None]:
-    """float32 [n]; and how many cells of a numeric column are text, with the first."""
+    """float32 [n]; and how many cells of a numeric column are no finite float32, with the first."""
+    numbers, _ = numbers_of(series)
+    missing = series.is_null().to_numpy()
     if column.kind == "numeric":
-        numbers, strange = numbers_of(series)
-        numbers[~np.isfinite(numbers)] = np.nan
         with np.errstate(over="ignore"):
             encoded = numbers.astype(np.float32)
-        return encoded, (len(strange), strange[0]) if strange else None
-    codes = dict(zip(column.vocabulary, column.codes(), strict=True))
+        broken = np.flatnonzero(~np.isfinite(encoded) & ~missing)
+        encoded[broken] = np.nan
+        return encoded, (len(broken), str(series[int(broken[0])])) if len(broken) else None
     if column.numbers:
-        # 1, 1.0 and 01 are the same category.
-        codes |= {repr(float(value)): code for value, code in codes.items()}
-    cells = (None if cell is None else str(cell) for cell in series.to_list())
-    found = [np.nan if cell is None else _code(cell, codes, column.numbers) for cell in cells]
-    return np.array(found, np.float32), None
-
-
-def _code(cell: str, codes: dict[str, float], numbers: bool) -> float:
-    if cell in codes or not numbers:
-        return codes.get(cell, UNKNOWN)
-    try:
-        return codes.get(repr(float(cell)), UNKNOWN)
-    except ValueError:
-        return UNKNOWN
+        encoded = np.where(np.isin(numbers, column.codes()), numbers, column.unknown).astype(np.float32)
+    else:
+        codes = dict(zip(column.vocabulary, column.codes(), strict=True))
+        cells = (codes.get(str(cell), column.unknown) for cell in series.to_list())
+        encoded = np.fromiter(cells, np.float32, len(series))
+    encoded[missing] = np.nan
+    return encoded, None

@@ -96,6 +96,7 @@ def _write(
         )
     document = manifest.Manifest(
         name=recipe.name,
+        modality=recipe.modality,
         backbone=description.backbone,
         task=description.task,
         classes=tuple(extra["class_names"]),
