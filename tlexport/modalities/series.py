@@ -7,6 +7,7 @@ input lies after its last day, and no label of one split reaches into the next: 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from tlexport import recipe
 from tlexport.errors import DataError, RecipeError
 from tlexport.modalities import market, series_windows, splits
-from tlexport.modalities.dataset import DataReport
+from tlexport.modalities.dataset import DataReport, DataWarning
 from tlexport.modalities.market import Market
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 from tlexport.modalities.series_windows import CLASSES, LEAST_VARIANCE, Samples, SeriesData, Split, Windows
@@ -38,7 +39,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
 ) -> SeriesData:
     """Read, check, cut windows, split by time. Raises DataError for what a person has to decide or repair."""
-    windows = _windows(data.series, market.CHANNELS[0], task)
+    windows = _windows(data, market.CHANNELS[0], task)
     found = market.read(data)
     windows = windows.model_copy(update={"channels": found.channels})
     pretraining = task == "pretrain"
@@ -74,8 +75,12 @@ def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...
         )
     except ValidationError as error:
         raise DataError(f"this is no description of windows of prices: {error.errors()[0]['msg']}") from error
-    asked = recipe.Data(path=path, series=recipe.Series(max_gap=windows.max_gap))
+    asked = recipe.Data(
+        path=path, max_corrupt=windows.max_corrupt, series=recipe.Series(max_gap=windows.max_gap)
+    )
     found = market.read(asked, windows.channels)
+    for text in found.problems:
+        warnings.warn(text, DataWarning, stacklevel=2)
     latest = {part.asset: part for part in found.bars}
     whole = [part for part in latest.values() if len(part.days) >= windows.window]
     if len(whole) < len(latest):
@@ -87,8 +92,9 @@ def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...
     return tuple(f"{part.asset} {part.days[-1]}" for part in whole), inputs
 
 
-def _windows(series: recipe.Series, channels: tuple[str, ...], task: str) -> Windows:
+def _windows(data: recipe.Data, channels: tuple[str, ...], task: str) -> Windows:
     """Raises RecipeError where target, threshold, task or purge do not go together."""
+    series = data.series
     classes = series.target in CLASSES
     if task not in ("auto", "pretrain", "binary" if classes else "regression"):
         raise RecipeError(f"task={task} does not fit data.series.target={series.target}; leave it at auto")
@@ -112,6 +118,7 @@ def _windows(series: recipe.Series, channels: tuple[str, ...], task: str) -> Win
         target=series.target,
         threshold=series.threshold,
         max_gap=series.max_gap,
+        max_corrupt=data.max_corrupt,
     )
 
 

@@ -28,14 +28,17 @@ class Windows(BaseModel):
     target: Target
     threshold: float | None
     max_gap: int
+    max_corrupt: float
 
     def describe(self) -> dict[str, Any]:
         return {
             "input": "prices float32 [n, window, channels]: raw prices of the last trading days of one asset, oldest first, "
             "in this order of channels; no scaling",
             "output": self.meaning(),
-            "max_gap": self.max_gap,
-            **self.model_dump(mode="json", exclude={"max_gap"}),
+            "left out": "impossible rows (a price of zero or below, outside the day's range, a high equal to the low) and "
+            "repeated days, up to max_corrupt of all (a count from 1 on, else a share); a window never spans more than "
+            "max_gap calendar days between two rows",
+            **self.model_dump(mode="json"),
         }
 
     def meaning(self) -> str:
