@@ -67,8 +67,8 @@ class Spec(network.Spec):
 class Days(nn.Module):
     """Raw prices [B, W, C] -> one series a signal, normalised by the window [B, S, W], and the window's level [B, 1].
 
-    Signals: log variance about the window's mean (the level); changes of the close in the window's standard deviations, and
-    the logarithm of their size; the same overnight where there is an open; log volume about its mean where there is one.
+    Signals: log variance about the window's mean (the level); changes of the close, and overnight where there is an open, in
+    the window's standard deviations; the logarithms of their sizes; log volume about its mean where there is one.
     """
 
     def __init__(self, channels: Sequence[str]) -> None:
@@ -77,39 +77,44 @@ class Days(nn.Module):
 
     @property
     def signals(self) -> int:
-        return 3 + 2 * ("open" in self.place) + ("volume" in self.place)
+        moving = 1 + ("open" in self.place)
+        return 1 + 2 * moving + ("volume" in self.place)
 
     def forward(self, prices: Tensor) -> tuple[Tensor, Tensor]:
-        close = self._of(prices, "close")
-        change = _after_first(torch.log(close[:, 1:] / close[:, :-1]))
-        if "high" in self.place:
-            reach = torch.log(self._of(prices, "high") / self._of(prices, "low"))
-            variance = 2 * torch.log(reach.clamp(min=LEAST_RANGE)) - PARKINSON
-        else:
-            variance = 2 * torch.log(change.abs().clamp(min=LEAST_RANGE))
-        level = variance.mean(dim=1, keepdim=True)
-        per_deviation = torch.exp(-0.5 * level)
-        found = [variance - level, *_moves(change * per_deviation)]
+        by_channel = prices.transpose(1, 2)
+        close = self._of(by_channel, "close")
+        over, under = [close], [_after(close, close)]
         if "open" in self.place:
-            overnight = _after_first(torch.log(self._of(prices, "open")[:, 1:] / close[:, :-1]))
-            found += _moves(overnight * per_deviation)
+            opened = self._of(by_channel, "open")
+            over, under = [*over, opened], [*under, _after(opened, close)]
+        moving = len(over)
+        if "high" in self.place:
+            over.append(self._of(by_channel, "high"))
+            under.append(self._of(by_channel, "low"))
+        # One logarithm of all ratios: a ratio first, because the logarithms of two near prices differ by their rounding.
+        changes = torch.log(torch.cat(over, dim=1) / torch.cat(under, dim=1))
+        moves = changes[:, :moving]
+        if "high" in self.place:
+            variance = 2 * torch.log(changes[:, moving:].clamp(min=LEAST_RANGE)) - PARKINSON
+        else:
+            variance = 2 * torch.log(moves.abs().clamp(min=LEAST_RANGE))
+        level = variance.mean(dim=2, keepdim=True)
+        moves = (moves * torch.exp(-0.5 * level)).clamp(-LARGEST_MOVE, LARGEST_MOVE)
+        found = [variance - level, moves, torch.log(moves.abs() + SMALLEST_MOVE)]
         if "volume" in self.place:
-            volume = torch.log(self._of(prices, "volume") + 1)
-            found.append((volume - volume.mean(dim=1, keepdim=True)).clamp(-LARGEST_MOVE, LARGEST_MOVE))
-        return torch.stack(found, dim=1), level
+            volume = torch.log(self._of(by_channel, "volume") + 1)
+            found.append((volume - volume.mean(dim=2, keepdim=True)).clamp(-LARGEST_MOVE, LARGEST_MOVE))
+        return torch.cat(found, dim=1), level.flatten(1)
 
-    def _of(self, prices: Tensor, channel: str) -> Tensor:
-        return prices[:, :, self.place[channel]]
-
-
-def _after_first(changes: Tensor) -> Tensor:
-    """A change for every day but the first, which has none: 0."""
-    return functional.pad(changes, (1, 0))
+    def _of(self, by_channel: Tensor, channel: str) -> Tensor:
+        """[B, C, W] -> [B, 1, W]"""
+        place = self.place[channel]
+        return by_channel[:, place : place + 1]
 
 
-def _moves(moves: Tensor) -> list[Tensor]:
-    moves = moves.clamp(-LARGEST_MOVE, LARGEST_MOVE)
-    return [moves, torch.log(moves.abs() + SMALLEST_MOVE)]
+def _after(own: Tensor, close: Tensor) -> Tensor:
+    """[B, 1, W]: the close of the day before; on the first day, which has none, `own`, so that its change is 0."""
+    return torch.cat([own[:, :, :1], close[:, :, :-1]], dim=2)
 
 
 class Backbone(nn.Module):
@@ -138,7 +143,8 @@ class Backbone(nn.Module):
         signals, level = self.days(prices)
         encoded = self.encode(self.patched(signals)).flatten(1)
         summary = functional.gelu(self.summary(self.dropout(encoded)))
-        terms = torch.stack([signals[:, :, -days:].mean(dim=2) for days in TERMS], dim=2).flatten(1)
+        means = [signals[:, :, -days:].mean(dim=2, keepdim=True) for days in TERMS]
+        terms = torch.cat(means, dim=2).flatten(1)
         return torch.cat([summary, terms, (level - self.level[0]) / self.level[1]], dim=1)
 
     def patched(self, signals: Tensor) -> Tensor:
@@ -151,7 +157,7 @@ class Backbone(nn.Module):
         tokens = self.embed(patches)
         if hidden is not None:
             tokens = tokens.masked_fill(hidden, 0.0)
-        tokens = (tokens + self.position + self.signal).flatten(0, 1)
+        tokens = (tokens + (self.position + self.signal)).flatten(0, 1)
         for block in self.blocks:
             tokens = block(tokens)
         found: Tensor = self.norm(tokens).unflatten(0, (-1, self.days.signals))
@@ -220,7 +226,7 @@ def create(spec: Spec) -> PatchNet:
 
 
 def prepare(model: Any, data: Any) -> None:
-    """The training windows' mean level and its spread; the head of a variance becomes a HAR forecast.
+    """The training windows' mean level and its spread; the head starts at even odds, or at a HAR forecast of a variance.
 
     The fixed weights are those that a log-HAR has on almost any asset: half the month, a quarter the week, a quarter the
     day, all relative to the level.
@@ -230,10 +236,11 @@ def prepare(model: Any, data: Any) -> None:
         level = model.backbone.days(torch.from_numpy(data.train.batch(rows)))[1]
         mean, spread = float(level.mean()), float(level.std(correction=0).clamp(min=1e-3))
         model.backbone.level.copy_(torch.tensor([mean, spread]))
+        linear = model.head[-1]
+        linear.weight.zero_()  # a class starts at even odds, not at a guess that has to be unlearned
         if model.spec.task != "regression":
             return
-        linear, scale = model.head[-1], model.spec.scale[0]
-        linear.weight.zero_()
+        scale = model.spec.scale[0]
         first = model.spec.options.summary
         linear.weight[:, first : first + len(TERMS)] = torch.tensor([0.25, 0.25, 0.5]) / scale
         linear.weight[:, -1] = spread / scale
