@@ -42,7 +42,7 @@ class Options(BaseModel):
 
     patch: int = Field(8, ge=2, le=256)
     width: int = Field(16, ge=8, le=1024)
-    depth: int = Field(2, ge=1, le=16)
+    depth: int = Field(1, ge=1, le=16)
     heads: int = Field(2, ge=1, le=32)
     summary: int = Field(48, ge=8, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
