@@ -115,15 +115,23 @@ class Series(Section):
     horizon: int = Field(1, ge=1, le=260, description="days ahead")
     window: int = Field(64, ge=8, le=2048, description="days that the graph takes")
     threshold: float | None = Field(
-        None, gt=0, description="drawdown: a share of the price (0.05); spike: times the window's variance (2)"
+        None,
+        gt=0,
+        description="drawdown: a share of the price (0.05); spike: times the window's variance (2)",
     )
     stride: int = Field(1, ge=1, description="days from one training sample of an asset to its next")
     purge: int | None = Field(
-        None, ge=0, description="days left out between splits; default: the horizon, the least that is allowed"
+        None,
+        ge=0,
+        description="days left out between splits; default: the horizon, the least that is allowed",
     )
     time: str | None = Field(None, description="date column; default: date, time or timestamp")
-    asset: str | None = Field(None, description="asset column; default: name, ticker, symbol or the file's name")
-    max_gap: int = Field(10, ge=1, description="calendar days between two rows; a longer gap breaks the series")
+    asset: str | None = Field(
+        None, description="asset column; default: name, ticker, symbol or the file's name"
+    )
+    max_gap: int = Field(
+        10, ge=1, description="calendar days between two rows; a longer gap breaks the series"
+    )
 
 
 class Molecule(Section):
@@ -249,7 +257,9 @@ class Race(Section):
 class Pretrain(Section):
     """Learning without labels, on the training split alone (`tlexport pretrain`)."""
 
-    objective: str = Field("auto", description="of the modality: masked (all), forecast (series); auto: its default")
+    objective: str = Field(
+        "auto", description="of the modality: masked (all), forecast (series); auto: its default"
+    )
     mask: float = Field(0.3, gt=0, lt=1, description="share of what is hidden and has to be filled in")
     epochs: int = Field(10, ge=1, le=10_000)
     batch_size: int = Field(256, ge=2)
