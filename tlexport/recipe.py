@@ -140,6 +140,10 @@ class Molecule(Section):
     smiles: str | None = Field(None, description="column of SMILES; default: smiles or mol")
     target: str | tuple[str, ...] | None = Field(None, description="label column; several mean multi-label")
     max_length: int = Field(128, ge=8, le=1024, description="tokens; longer SMILES are left out and counted")
+    tokenizer: str | None = Field(
+        None,
+        description="name or folder of a Hugging Face tokenizer; default: that of a huggingface/ backbone, else our own",
+    )
 
 
 class Data(Section):

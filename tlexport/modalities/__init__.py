@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tlexport import recipe
-from tlexport.modalities import image, tabular
+from tlexport.modalities import image, molecule, tabular
 from tlexport.modalities.dataset import Dataset
 from tlexport.modalities.metrics import Metric
 
@@ -34,4 +34,4 @@ class Modality(Protocol):
         ...
 
 
-MODALITIES: dict[str, Modality] = {"image": image, "tabular": tabular}
+MODALITIES: dict[str, Modality] = {"image": image, "tabular": tabular, "molecule": molecule}
