@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tlexport.baselines import tabular
+from tlexport.baselines import molecule, tabular
 from tlexport.baselines.fitted import Fitted
 from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities.dataset import Dataset
@@ -18,6 +18,7 @@ Fit = Callable[[Dataset, int], Fitted]
 BASELINES: dict[str, dict[str, Fit]] = {
     "image": {},
     "tabular": tabular.BASELINES,
+    "molecule": molecule.BASELINES,
 }
 
 

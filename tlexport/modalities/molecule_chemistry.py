@@ -74,7 +74,7 @@ def canonical(smiles: str) -> str:
     """RDKit's canonical isomeric SMILES. Raises ValueError saying why there is none."""
     from rdkit import Chem
 
-    mol: Any = Chem.MolFromSmiles(smiles)  # None for what it refuses, whatever its stubs say
+    mol = Chem.MolFromSmiles(smiles)
     if mol is None:
         raise ValueError(_complaint(smiles))
     if not mol.GetNumAtoms():
@@ -85,7 +85,7 @@ def canonical(smiles: str) -> str:
 def _complaint(smiles: str) -> str:
     from rdkit import Chem
 
-    mol: Any = Chem.MolFromSmiles(smiles, sanitize=False)
+    mol = Chem.MolFromSmiles(smiles, sanitize=False)
     if mol is None:
         return "no valid SMILES"
     problems = Chem.DetectChemistryProblems(mol)

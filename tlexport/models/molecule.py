@@ -7,7 +7,7 @@ belong to the task: pretraining and its weights are of the transformer alone.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
 class Reader(Network):
     """What is pretrained: tokens int32 [B, L] -> features [B, W]."""
 
-    INPUTS = ("tokens",)
+    INPUTS: ClassVar[tuple[str, ...]] = ("tokens",)
     spec: Spec
     backbone: Backbone
 
