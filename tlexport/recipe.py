@@ -416,6 +416,7 @@ def parse(document: dict[str, Any], overrides: list[str], origin: str = "recipe"
     """Check a mapping with overrides applied. Raises RecipeError with every mistake, one a line."""
     mistakes = [mistake for text in overrides if (mistake := _apply(document, text))]
     _default_backbone(document)
+    _default_tokenizer(document)
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -464,6 +465,16 @@ def _default_backbone(document: dict[str, Any]) -> None:
         backbone.setdefault("name", name)
         if backbone["name"] == name:
             backbone.setdefault("weights", "none")
+
+
+def _default_tokenizer(document: dict[str, Any]) -> None:
+    """A Hugging Face network reads what its own tokenizer makes of a SMILES, unless another one is named."""
+    backbone, data = document.get("backbone"), document.get("data")
+    name = str(backbone.get("name", "")) if isinstance(backbone, dict) else ""
+    if document.get("modality") == "molecule" and name.startswith("huggingface/") and isinstance(data, dict):
+        section = data.setdefault("molecule", {})
+        if isinstance(section, dict) and section.get("tokenizer") is None:
+            section["tokenizer"] = name.removeprefix("huggingface/")
 
 
 def _apply(document: dict[str, Any], text: str) -> str | None:

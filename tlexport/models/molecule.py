@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from tlexport.errors import RecipeError
-from tlexport.models import network, smiles, tabular
+from tlexport.models import huggingface, network, smiles, tabular
 from tlexport.models.network import MemberLinear, Network, Stages
 from tlexport.models.statefile import Found
 from tlexport.recipe import Pretrain, Recipe
@@ -42,11 +42,16 @@ class Options(BaseModel):
 
 
 class Spec(network.Spec):
-    """`descriptors`: (mean, standard deviation) of each in train, after `squashed`; none of them in pretraining."""
+    """`descriptors`: (mean, standard deviation) of each in train, after `squashed`; none of them in pretraining.
+
+    `config` is a Hugging Face network's own, empty for ours, and `padding` the token number that it does not read.
+    """
 
     modality: Literal["molecule"] = "molecule"
     vocabulary: tuple[str, ...]
     length: int
+    config: dict[str, Any] = Field({})
+    padding: int = smiles.PAD
     bits: int
     descriptors: tuple[tuple[float, float], ...]
     options: Options
@@ -85,8 +90,12 @@ class Backbone(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         own = spec.options
-        self.encoder = smiles.Encoder(
-            len(spec.vocabulary), spec.length, own.tokens, own.layers, own.heads, own.dropout
+        self.encoder: smiles.Encoder | huggingface.Encoder = (
+            huggingface.Encoder(spec.config, spec.padding)
+            if spec.config
+            else smiles.Encoder(
+                len(spec.vocabulary), spec.length, own.tokens, own.layers, own.heads, own.dropout
+            )
         )
         if spec.descriptors:
             self.branch = Branch(spec)
@@ -154,13 +163,21 @@ def _stage(name: str) -> str:
 
 def describe(recipe: Recipe, data: Any) -> Spec:
     """The spec for the data's vocabulary. Raises RecipeError for another backbone's name or unknown options."""
-    if recipe.backbone.name != NAME:
-        raise RecipeError(f"no molecule backbone {recipe.backbone.name!r} (there is: {NAME})")
-    prepared = data.preprocessing
+    name, prepared = recipe.backbone.name, data.preprocessing
+    foreign = name.startswith(huggingface.PREFIX)
+    if name != NAME and not foreign:
+        raise RecipeError(
+            f"no molecule backbone {name!r} (there are: {NAME}, {huggingface.PREFIX}<name or folder>)"
+        )
+    if foreign != bool(prepared.tokenizer):
+        raise RecipeError(
+            f"{name} does not read the tokens of data.molecule.tokenizer={recipe.data.molecule.tokenizer}"
+        )
+    tokens = data.train.inputs["tokens"]
     values = np.asarray(data.train.labels, np.float64)
     regression = data.task == "regression"
     return Spec(
-        backbone=NAME,
+        backbone=name,
         classes=max(len(data.class_names), 1),
         task=data.task,
         dropout=recipe.backbone.dropout,
@@ -168,6 +185,8 @@ def describe(recipe: Recipe, data: Any) -> Spec:
         scale=tuple(np.maximum(values.std(axis=0), 1e-12).tolist()) if regression else (),
         vocabulary=prepared.vocabulary,
         length=prepared.length,
+        config=huggingface.configured(name, prepared.length, tokens) if foreign else {},
+        padding=prepared.padding,
         bits=prepared.bits,
         descriptors=_measured(data.train.inputs["descriptors"]) if prepared.bits else (),
         options=_options(recipe.backbone.options),
@@ -198,6 +217,8 @@ def prepare(model: Any, data: Any) -> None:
 
 
 def published(spec: Spec) -> Found:
+    if spec.config:
+        return huggingface.published(spec.backbone)
     raise RecipeError(
         f"nobody publishes weights of {spec.backbone}; use backbone.weights=none, or a run made by tlexport pretrain"
     )
@@ -223,6 +244,8 @@ def pretext(model: Any, pretrain: Pretrain, data: Any) -> nn.Module:
     """Masked tokens. Raises RecipeError for another objective."""
     if pretrain.objective not in ("auto", "masked"):
         raise RecipeError(f"no objective {pretrain.objective!r} for molecules (there is: masked)")
+    if not isinstance(model.backbone.encoder, smiles.Encoder):
+        raise RecipeError(f"{model.spec.backbone} is not pretrained here; {NAME} is")
     return smiles.Masked(model.backbone.encoder, pretrain.mask)
 
 
