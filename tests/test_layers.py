@@ -26,6 +26,10 @@ HEAVY = {
     "sklearn",
     "scipy",
     "pydicom",
+    "rdkit",
+    "datamol",
+    "transformers",
+    "tokenizers",
 }
 # Modules of these rooms are nothing without torch or onnx; the others import heavy libraries inside functions.
 HEAVY_AT_TOP = {"models", "training", "graph", "stages"}

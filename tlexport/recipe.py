@@ -140,6 +140,10 @@ class Molecule(Section):
     smiles: str | None = Field(None, description="column of SMILES; default: smiles or mol")
     target: str | tuple[str, ...] | None = Field(None, description="label column; several mean multi-label")
     max_length: int = Field(128, ge=8, le=1024, description="tokens; longer SMILES are left out and counted")
+    tokenizer: str | None = Field(
+        None,
+        description="name or folder of a Hugging Face tokenizer; default: that of a huggingface/ backbone, else our own",
+    )
 
 
 class Data(Section):
@@ -412,6 +416,7 @@ def parse(document: dict[str, Any], overrides: list[str], origin: str = "recipe"
     """Check a mapping with overrides applied. Raises RecipeError with every mistake, one a line."""
     mistakes = [mistake for text in overrides if (mistake := _apply(document, text))]
     _default_backbone(document)
+    _default_tokenizer(document)
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -460,6 +465,16 @@ def _default_backbone(document: dict[str, Any]) -> None:
         backbone.setdefault("name", name)
         if backbone["name"] == name:
             backbone.setdefault("weights", "none")
+
+
+def _default_tokenizer(document: dict[str, Any]) -> None:
+    """A Hugging Face network reads what its own tokenizer makes of a SMILES, unless another one is named."""
+    backbone, data = document.get("backbone"), document.get("data")
+    name = str(backbone.get("name", "")) if isinstance(backbone, dict) else ""
+    if document.get("modality") == "molecule" and name.startswith("huggingface/") and isinstance(data, dict):
+        section = data.setdefault("molecule", {})
+        if isinstance(section, dict) and section.get("tokenizer") is None:
+            section["tokenizer"] = name.removeprefix("huggingface/")
 
 
 def _apply(document: dict[str, Any], text: str) -> str | None:

@@ -86,7 +86,9 @@ def test_backends_answer_as_torch_does(
         for number in range(3):
             prices.bars(260, seed=number).select("Date", "Close").write_csv(source / f"asset{number}.csv")
     model, data = made(source, **target)
-    torch.nn.init.normal_(model.head[-1].weight, std=0.1)  # untrained, a class has even odds whatever the prices
+    torch.nn.init.normal_(
+        model.head[-1].weight, std=0.1
+    )  # untrained, a class has even odds whatever the prices
     serving, x = ServingModel(model).eval(), windows(data)
     metadata = {"class_names": "[]", "preprocessing": "{}", "task": data.task}
     graph = trace.trace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tlexport.baselines import image, series, tabular
+from tlexport.baselines import image, molecule, series, tabular
 from tlexport.baselines.fitted import Fitted
 from tlexport.errors import NotInstalledError, RecipeError
 from tlexport.modalities.dataset import Dataset
@@ -19,6 +19,7 @@ BASELINES: dict[str, dict[str, Fit]] = {
     "image": image.BASELINES,
     "tabular": tabular.BASELINES,
     "series": series.BASELINES,
+    "molecule": molecule.BASELINES,
 }
 
 

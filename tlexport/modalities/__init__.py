@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from tlexport import recipe
-from tlexport.modalities import image, series, tabular
+from tlexport.modalities import image, molecule, series, tabular
 from tlexport.modalities.dataset import Dataset
 from tlexport.modalities.metrics import Metric
 
@@ -44,4 +44,4 @@ class Modality(Protocol):
         ...
 
 
-MODALITIES: dict[str, Modality] = {"image": image, "tabular": tabular, "series": series}
+MODALITIES: dict[str, Modality] = {"image": image, "tabular": tabular, "series": series, "molecule": molecule}

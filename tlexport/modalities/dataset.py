@@ -35,6 +35,8 @@ class Split:
     groups   str [n]: samples of one group are not independent (a patient, a day, a scaffold); None: all are
     names    what a person calls each sample
     times    datetime64[D] [n] of the last moment a sample's inputs know of; None where there is no time
+    keys     what makes each sample itself where its inputs depend on others (a molecule's SMILES, while tokens are
+             numbered by a vocabulary); None: the inputs
     """
 
     inputs: NDArray[Any]
@@ -42,6 +44,7 @@ class Split:
     groups: NDArray[np.str_] | None
     names: tuple[str, ...]
     times: NDArray[np.datetime64] | None = None
+    keys: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError
-from tlexport.modalities import tables
+from tlexport.modalities import labels, tables
 from tlexport.modalities.tabular_schema import some
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def read(data: recipe.Data, channels: tuple[str, ...] | None = None) -> Market:
         breaks += max(len(parts) - 1, 0)
         bars += parts
     told = found.told()
-    _allow(found, total, data, told)
+    count = sum(found.count.values())
+    if count:
+        labels.allow(
+            count, total, data, f"{count} of {total} rows of {data.path} cannot be used ({'; '.join(told)})"
+        )
     notes = [f"{len(frames)} assets, {total} rows; {', '.join(chosen)}"]
     if breaks:
         notes.append(
@@ -119,16 +123,6 @@ def variance(values: Floats, channels: tuple[str, ...]) -> Floats:
         return np.asarray(np.log(high / low) ** 2 / (4 * np.log(2)), np.float64)
     close = np.log(values[:, channels.index("close")])
     return np.asarray(np.diff(close, prepend=close[:1]) ** 2, np.float64)
-
-
-def _allow(found: _Found, total: int, data: recipe.Data, told: list[str]) -> None:
-    count = sum(found.count.values())
-    allowed = data.max_corrupt if data.max_corrupt >= 1 else data.max_corrupt * total
-    if count > allowed:
-        raise DataError(
-            f"{count} of {total} rows of {data.path} cannot be used ({'; '.join(told)}); "
-            f"data.max_corrupt={data.max_corrupt:g} allows {int(allowed)}: repair them, or allow more"
-        )
 
 
 def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:

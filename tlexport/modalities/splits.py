@@ -248,6 +248,34 @@ def ordered(times: NDArray[Any], fractions: tuple[float, float]) -> tuple[dict[s
     return {name: np.flatnonzero(of) for name, of in order.items()}, told
 
 
+def largest_first(
+    groups: NDArray[Any], fractions: tuple[float, float]
+) -> tuple[dict[str, Indices], dict[str, str]]:
+    """Whole groups, the largest first, fill train, then val, then test: the scaffold split of MoleculeNet (Wu et al.,
+    Chem. Sci. 2018, 9, 513) as DeepChem computes it; of two equally large groups the one whose first row is later comes
+    first. Nothing is drawn. Raises DataError if a split is left empty.
+    """
+    members: dict[Any, list[int]] = {}
+    for row, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(row)
+    most_train, most_val = (len(groups) * share for share in (1 - sum(fractions), 1 - fractions[1]))
+    rows: dict[str, list[int]] = {name: [] for name in NAMES}
+    for of in sorted(members.values(), key=lambda own: (len(own), own[0]), reverse=True):
+        if len(rows["train"]) + len(of) <= most_train:
+            rows["train"] += of
+        elif len(rows["train"]) + len(rows["val"]) + len(of) <= most_val:
+            rows["val"] += of
+        else:
+            rows["test"] += of
+    if empty := [name for name, of in rows.items() if not of]:
+        raise DataError(
+            f"{len(members)} groups of {len(groups)} rows leave {' and '.join(empty)} empty; use data.split.by=random"
+        )
+    return {name: np.sort(np.array(of, np.int64)) for name, of in rows.items()}, dict.fromkeys(
+        NAMES, "whole groups, the largest first"
+    )
+
+
 def folds(labels: NDArray[Any], count: int, seed: int, groups: NDArray[Any] | None = None) -> list[Indices]:
     """The test rows of each of `count` folds, sorted: scikit-learn's StratifiedKFold(count, shuffle=True, random_state=seed),
     so that numbers compare with published ones; StratifiedGroupKFold with groups.

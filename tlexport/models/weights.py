@@ -157,9 +157,8 @@ def _match(model: Network, found: Found, source: str) -> tuple[dict[str, Tensor]
         else fitting.Fitted(found.file.tensors, (), ())
     )
     tensors = fitted.tensors
-    wanted = {
-        name: tensor for name, tensor in own.items() if name in tensors or not name.endswith(fitting.COMPUTED)
-    }
+    optional = {name for name in own if name.endswith(fitting.COMPUTED) or name.startswith(model.NEW)}
+    wanted = {name: tensor for name, tensor in own.items() if name in tensors or name not in optional}
     state = {
         name: tensors[name]
         for name, tensor in wanted.items()

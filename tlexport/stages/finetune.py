@@ -134,6 +134,7 @@ def _unseen(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Dataset,
             groups=None if data.test.groups is None else data.test.groups[kept],
             names=tuple(data.test.names[row] for row in kept),
             times=None if data.test.times is None else data.test.times[kept],
+            keys=None if data.test.keys is None else tuple(data.test.keys[row] for row in kept),
         )
         data, told = replace(data, test=test), f"{told}; they were left out of test"
     progress.warn(told)

@@ -57,12 +57,18 @@ def read(weights: Path) -> Seen | None:
 
 
 def hashes(split: Split) -> Hashes:
-    """uint64 [n] of each sample's prepared inputs (BLAKE2b, 8 bytes)."""
+    """uint64 [n] of each sample's key, or of its prepared inputs where it has none (BLAKE2b, 8 bytes)."""
+    if split.keys is not None:
+        return np.array([_hash(key.encode()) for key in split.keys], np.uint64)
     found = np.empty(len(split), np.uint64)
     for start in range(0, len(split), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(split)))
         batch: NDArray[Any] = np.ascontiguousarray(split.batch(rows))
         content = batch.reshape(len(rows), -1).view(np.uint8).reshape(len(rows), -1)
         for row, sample in zip(rows, content, strict=True):
-            found[row] = int.from_bytes(hashlib.blake2b(sample.data, digest_size=8).digest(), "little")
+            found[row] = _hash(sample.data)
     return found
+
+
+def _hash(content: bytes | memoryview) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
