@@ -40,6 +40,7 @@ class Curve:
     change: dict[str, Any] = field(default_factory=dict)
 
 
+ZINC = "molecules/zinc_clean_leads_100k.csv.gz"
 CURVES = {
     "credit": Curve(
         "credit-scoring",
@@ -47,6 +48,11 @@ CURVES = {
         "credit-pretrain",
         "credit/uci_credit_card_default.csv",
         own_split=True,
+    ),
+    "volatility": Curve("volatility", "market_ohlcv", "market-pretrain", "market_ohlcv", own_split=False),
+    "bace": Curve("drug-activity", "molecules/bace.csv", "molecule-pretrain", ZINC, own_split=False),
+    "esol": Curve(
+        "drug-property", "molecules/delaney-processed.csv", "molecule-pretrain", ZINC, own_split=False
     ),
 }
 

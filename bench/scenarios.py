@@ -1,7 +1,7 @@
-"""Every scenario of tables on real data, through the real command line, beside its plain baselines.
+"""Every scenario on real data, through the real command line, beside its plain baselines.
 
 Each scenario is fine-tuned once a seed (or once a fold of the published split); the first run is built for cpu and sm89.
-Data stand in --data: credit/; other sets come with packages. Results of several calls (--only) are
+Data stand in --data (credit/, market_ohlcv/, molecules/ ...); other sets come with packages. Results of several calls (--only) are
 merged into one file; with --work the runs are kept, and a call that was stopped resumes.
 
 Result: `cases` {name: {recipe, data, metric, runs [{seed, fold, val, test, seconds, baselines {name: test}, headline}],
@@ -87,6 +87,19 @@ CASES = {
         {"data.series.target": "spike", "data.series.threshold": 2, "data.series.horizon": 5},
         beats=("har_logistic",),
     ),
+    "drug-bace": Case("drug-activity", "molecules/bace.csv", seeds=(0, 1, 2, 3, 4), beats=("random_forest",)),
+    "drug-tox21": Case("drug-tox21", "molecules/tox21.csv", beats=("random_forest",)),
+    "drug-esol": Case(
+        "drug-property",
+        "molecules/delaney-processed.csv",
+        seeds=(0, 1, 2, 3, 4),
+        limits={"rmse": (1.05, False)},
+        beats=("random_forest",),
+    ),
+    "chest-xray": Case("chest-xray", "pneumoniamnist/pneumoniamnist.npz"),
+    "pathology": Case("pathology", "blood_cells/blood_cells.npz"),
+    "cifar10": Case("cifar10-resnet50", "cifar10_subset/cifar10_subset.npz"),
+    "gi-lesion": Case("gi-lesion", "hymenoptera"),
 }
 
 

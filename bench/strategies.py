@@ -36,6 +36,7 @@ class Case:
     pretrain_data: str = ""
 
 
+ZINC = "molecules/zinc_clean_leads_100k.csv.gz"
 CASES = {
     "digits": Case("digits-quickstart"),
     "chest-xray": Case("chest-xray", "pneumoniamnist/pneumoniamnist.npz", {"data.image_size": 64}),
@@ -45,6 +46,16 @@ CASES = {
         "credit/uci_credit_card_default.csv",
         pretrain="credit-pretrain",
         pretrain_data="credit/uci_credit_card_default.csv",
+    ),
+    "volatility": Case(
+        "volatility", "market_ohlcv", pretrain="market-pretrain", pretrain_data="market_ohlcv"
+    ),
+    "risk-events": Case(
+        "risk-events", "market_ohlcv", pretrain="market-pretrain", pretrain_data="market_ohlcv"
+    ),
+    "bace": Case("drug-activity", "molecules/bace.csv", pretrain="molecule-pretrain", pretrain_data=ZINC),
+    "esol": Case(
+        "drug-property", "molecules/delaney-processed.csv", pretrain="molecule-pretrain", pretrain_data=ZINC
     ),
 }
 
