@@ -62,7 +62,7 @@ FAULTS = {
     "have a volume below zero": {"Volume": "-1"},
     "have an open or close outside the day's range": {"Close": "1000"},
     "have a high equal to the low": {"Open": "7", "High": "7", "Low": "7", "Close": "7"},
-    "repeat a day of the same asset": {"Date": "2015-01-03"},
+    "repeat a moment of the same asset": {"Date": "2015-01-03"},
 }
 
 
@@ -85,6 +85,29 @@ def test_no_window_may_cross_a_gap(tmp_path: Path) -> None:
     assert [len(part.days) for part in found.bars] == [30, 30]
     assert any("1 gaps of more than 10 days" in note for note in found.notes)
     assert len(read(tmp_path / "x.csv", max_gap=1000).bars) == 1
+
+
+def test_rows_may_have_times_of_day_and_other_names(tmp_path: Path) -> None:
+    rows = {
+        "Timestamp": ["2020-01-02 09:30", "2020-01-02T10:30:00", "2020-01-02 11:30:00-05:00"],
+        "Adj Close": [1.0, 2, 3],
+        "Vol": [5, 6, 7],
+    }
+    pl.DataFrame(rows).write_csv(tmp_path / "x.csv")
+    (found,) = read(tmp_path / "x.csv").bars
+    assert found.asset == "x" and found.values[:, 0].tolist() == [1, 2, 3]
+    assert [str(moment) for moment in found.days] == [
+        "2020-01-02T09:30:00",
+        "2020-01-02T10:30:00",
+        "2020-01-02T11:30:00",
+    ]
+    zoned = [f"2020-01-{day} 00:00:00-05:00" for day in ("02", "03", "06")]
+    pl.DataFrame(rows | {"Timestamp": zoned}).write_csv(tmp_path / "x.csv")
+    assert [str(day) for day in read(tmp_path / "x.csv").bars[0].days] == [
+        "2020-01-02",
+        "2020-01-03",
+        "2020-01-06",
+    ]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

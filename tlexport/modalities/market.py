@@ -28,16 +28,25 @@ Days = NDArray[np.datetime64]
 
 OHLC = ("open", "high", "low", "close")
 CHANNELS = ((*OHLC, "volume"), OHLC, ("close",))  # from the most that an asset can have to the least
+ALIASES = {
+    "open": ("open", "o"),
+    "high": ("high", "h"),
+    "low": ("low", "l"),
+    "close": ("close", "c", "last", "price", "px_last", "adj close", "adj_close", "adjclose"),
+    "volume": ("volume", "vol", "v"),
+}
 TIMES = ("date", "time", "timestamp", "datetime", "day")
 ASSETS = ("asset", "ticker", "symbol", "name")
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".pq")
 MOST_ASSETS = 20_000
+_TIME_OF_DAY = r"[T ](?:0[1-9]|1\d|2[0-3]|00:(?:0[1-9]|[1-5]\d))"
 ROUNDING = 1e-5  # a close above its day's high by less than this share is a rounded one
 
 
 @dataclass(frozen=True)
 class Bars:
-    """One asset without a break: `days` rising, datetime64[D] [n]; `values` float64 [n, C] in the market's channels."""
+    """One asset without a break: `days` rising, datetime64 [n] (of seconds where rows have times of day); `values` float64
+    [n, C] in the market's channels."""
 
     asset: str
     days: Days
@@ -65,7 +74,7 @@ class _Found:
     def leave_out(self, reason: str, asset: str, rows: NDArray[np.bool_], where: NDArray[Any]) -> None:
         if rows.any():
             self.count[reason] += int(rows.sum())
-            self.first.setdefault(reason, f"{asset} {where[int(np.flatnonzero(rows)[0])]}")
+            self.first.setdefault(reason, f"{asset} row {where[int(np.flatnonzero(rows)[0])]}")
 
     def told(self) -> list[str]:
         return [
@@ -132,7 +141,7 @@ def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:
         files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES))
         if not files:
             raise DataError(f"{path} holds no price files (looked for: {', '.join(SUFFIXES)})")
-        parts = [_split(_read(str(file)), _stem(file), data.series) for file in files]
+        parts = [_of_file(file, data.series) for file in files]
     elif data.path in PACKAGED:
         parts = [_split(PACKAGED[data.path](), data.path.rpartition("/")[2], data.series)]
     elif not path.exists():
@@ -140,7 +149,7 @@ def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:
             f"data.path {data.path} is not there (give a folder of files, a CSV, Parquet, or one of: {', '.join(PACKAGED)})"
         )
     else:
-        parts = [_split(_read(data.path), _stem(path), data.series)]
+        parts = [_of_file(path, data.series)]
     assets = Counter(asset for part in parts for asset in part)
     if twice := [asset for asset, count in assets.items() if count > 1]:
         raise DataError(f"{len(twice)} assets stand in several files: {some(twice)}; each must be in one")
@@ -149,6 +158,14 @@ def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:
 
 def _read(path: str) -> pl.DataFrame:
     return tables.read(path, ("", "NA", "N/A", "NaN", "nan", "null", "None"))
+
+
+def _of_file(path: Path, series: recipe.Series) -> dict[str, pl.DataFrame]:
+    frame = _read(str(path))
+    try:
+        return _split(frame, _stem(path), series)
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from error
 
 
 def _stem(path: Path) -> str:
@@ -164,7 +181,7 @@ def _split(frame: pl.DataFrame, name: str, series: recipe.Series) -> dict[str, p
     if asset is not None:
         groups = frame.partition_by(asset, as_dict=True, maintain_order=True)
         return {str(key[0]): part for key, part in groups.items()}
-    if "close" in known:
+    if known.keys() & set(ALIASES["close"]):
         return {name: frame}
     time = _time(frame, series)
     wide = [column for column in frame.columns if column != time]
@@ -200,8 +217,11 @@ def _named(wanted: str | None, role: str, frame: pl.DataFrame) -> str | None:
 def _columns(frame: pl.DataFrame, series: recipe.Series) -> dict[str, str]:
     """Channel -> column, and `time`."""
     known = {column.lower().strip(): column for column in frame.columns}
-    found = {channel: known[channel] for channel in CHANNELS[0] if channel in known}
-    return {"time": _time(frame, series), **found}
+    found = {"time": _time(frame, series)}
+    for channel, aliases in ALIASES.items():
+        if names := [known[alias] for alias in aliases if alias in known]:
+            found[channel] = names[0]
+    return found
 
 
 def _common(columns: dict[str, dict[str, str]]) -> tuple[str, ...]:
@@ -219,7 +239,7 @@ def _cleaned(
     """Rows that can be true, by rising day; the others are counted in `found`."""
     days = _days(frame[columns["time"]])
     values = np.stack([tables.numbers_of(frame[columns[channel]])[0] for channel in channels], axis=1)
-    where = np.array([f"row {row + 2}" for row in range(len(days))])
+    where = np.arange(len(days)) + 2  # as an editor counts, below the header
     checks: list[tuple[str, NDArray[np.bool_]]] = [
         ("have no date", np.isnat(days)),
         ("lack a price or hold text for one", np.asarray(~np.isfinite(values).all(axis=1))),
@@ -232,7 +252,7 @@ def _cleaned(
     order = np.argsort(days, kind="stable")
     days, values, where = days[order], values[order], where[order]
     again = np.r_[False, days[1:] == days[:-1]] if len(days) else np.zeros(0, bool)
-    found.leave_out("repeat a day of the same asset", asset, again, where)
+    found.leave_out("repeat a moment of the same asset", asset, again, where)
     return days[~again], values[~again]
 
 
@@ -255,12 +275,22 @@ def _impossible(values: Floats, channels: tuple[str, ...]) -> list[tuple[str, ND
 
 
 def _days(series: pl.Series) -> Days:
-    """datetime64[D] [n]; NaT where there is no date. Accepts ISO dates and times, and days and months by / or . ."""
+    """datetime64 [n], NaT where there is no date: of days, or of seconds where any row has a time of day (its time zone, if
+    there is one, is left off). Accepts ISO dates and times, and days and months by / or . ."""
     import polars as pl
 
     if series.dtype.is_temporal():
-        return np.asarray(series.cast(pl.Date).to_numpy(), "datetime64[D]")
+        whole = series.dtype == pl.Date or bool(
+            (series.drop_nulls().cast(pl.Datetime).dt.time() == pl.time(0)).all()
+        )
+        plain = series.cast(pl.Date) if whole else series.cast(pl.Datetime).dt.replace_time_zone(None)
+        return np.asarray(plain.to_numpy(), "datetime64[D]" if whole else "datetime64[s]")
     text = series.cast(pl.String).str.strip_chars()
+    if text.str.contains(_TIME_OF_DAY).any():
+        moments = text.str.replace("T", " ").str.slice(0, 19)
+        with_seconds = moments.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+        without = moments.str.slice(0, 16).str.to_datetime("%Y-%m-%d %H:%M", strict=False)
+        return np.asarray(with_seconds.fill_null(without).to_numpy(), "datetime64[s]")
     dates = text.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
     for form in ("%Y/%m/%d", "%Y%m%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y"):
         if not dates.null_count():
