@@ -280,7 +280,7 @@ def build(
 def export(
     run: RunPath, overrides: Overrides = None, json_: Json = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
-    """Make the FP32 graph, check it against eager PyTorch on real images, keep golden samples."""
+    """Make the FP32 graph, check it against eager PyTorch on real samples, keep golden samples."""
     opened, recipe = _open(run, overrides)
     from tlexport.stages import export as stage
 
@@ -306,7 +306,7 @@ def quantize(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make the typed FP16 and INT8 graphs; INT8 ranges come from training images."""
+    """Make the typed FP16 and INT8 graphs; INT8 ranges come from training samples."""
     opened, recipe = _open(run, overrides, target, precision)
     from tlexport.stages import quantize as stage
 
@@ -456,7 +456,7 @@ def predict(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="New raw data of the kind the model was trained on: a table, an image, a folder of images, a .npz ...",
+            help="New raw data of the kind the model was trained on: a table, images, prices, SMILES ...",
             show_default=False,
         ),
     ],

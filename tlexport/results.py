@@ -110,7 +110,7 @@ class FinetuneResult(Result):
 
 
 class ExportParity(Result):
-    """Largest error of the FP32 graph in ONNX Runtime against eager PyTorch on real images."""
+    """Largest error of the FP32 graph in ONNX Runtime against eager PyTorch on real samples."""
 
     output: str
     batch: int
