@@ -102,7 +102,7 @@ def test_the_vocabulary_is_of_train_alone(tmp_path: Path) -> None:
     assert "n" not in data.preprocessing.vocabulary and "o" in data.preprocessing.vocabulary
     (split,) = (split for split in (data.val, data.test) if any("n" in key for key in split.keys))
     row = next(row for row, key in enumerate(split.keys) if key == "c1ccncc1")
-    assert split.inputs["tokens"][row].tolist()[3] == 1, "the unknown token"
+    assert split.inputs["tokens"][row].tolist()[4] == 1, "the unknown token"
     assert any("in val or test alone: n" in note for note in data.report.notes)
 
 

@@ -158,7 +158,7 @@ def _stage(name: str) -> str:
     if parts[0] != "encoder":
         return parts[0]
     place = next((int(part) for part in parts if part.isdigit()), None)
-    return "embedding" if place is None else f"layer{place + 1}"
+    return next(part for part in parts[1:] if part != "network") if place is None else f"layer{place + 1}"
 
 
 def describe(recipe: Recipe, data: Any) -> Spec:

@@ -14,18 +14,22 @@ _HIDDEN = -1e4  # of attention to padding; within FP16
 
 
 class Attention(nn.Module):
-    """[B, L, W] -> [B, L, W]; `bias` [B, 1, 1, L] is added to the scores."""
+    """[B, L, W] -> [B, L, W]; `bias` [B, 1, 1, L] is added to the scores.
+
+    Three matrices, not one: TensorRT-RTX computes a joint one in FP32 though its graph says INT8.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         batch, length, width = x.shape
-        split = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = split[0], split[1], split[2]
+        q, k, v = (
+            part(x).reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
         weights = torch.softmax(q @ k.transpose(2, 3) * (width // self.heads) ** -0.5 + bias, dim=3)
         found: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, length, width))
         return found
