@@ -6,6 +6,7 @@ The graph takes the cells as they are (`tabular_schema.Schema.describe`): imputa
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError, LeakageError
-from tlexport.modalities import splits, tables, tabular_schema
+from tlexport.modalities import splits, tables, tabular_report, tabular_schema
 from tlexport.modalities.dataset import DataReport, Dataset, Duplicate, Split
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
-from tlexport.modalities.tabular_schema import Schema, samples
+from tlexport.modalities.tabular_schema import samples
 
 if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
 
-GIVES_AWAY = 0.995  # AUC of a single column
 _LISTED = 1000
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}.*)?$")
 _SHOWN = 5
 
 
@@ -50,18 +51,21 @@ def load(
     problems += _texts(texts, len(frame), data)
     hashes = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in features]
     rows, twins, shared = _duplicates(rows, hashes, data)
-    made = {name: _split(features, labels, groups, rows[name], found) for name in splits.NAMES}
+    made = {name: _split(features, labels, groups, rows[name]) for name in splits.NAMES}
+    counts = {name: tabular_report.counts(split.labels, names, found) for name, split in made.items()}
+    if found in ("binary", "multiclass"):
+        _require_trained(counts)
     report = DataReport(
         source=data.path,
         samples={name: len(split) for name, split in made.items()},
-        counts={name: _counts(split.labels, names, found) for name, split in made.items()},
+        counts=counts,
         split_origin=origin,
         groups={n: len(np.unique(s.groups)) for n, s in made.items() if s.groups is not None} or None,
         duplicates=twins[:_LISTED],
-        problems=tuple(problems),
-        leaks=(*shared, *_giveaways(schema, made["train"], found)),
-        sha256=_fingerprint(made),
-        notes=tuple(_notes(schema, made["train"], names, found)),
+        problems=(*problems, *tabular_report.shifts(schema, made)),
+        leaks=(*shared, *tabular_report.giveaways(schema, made["train"], names, found)),
+        sha256=tabular_report.fingerprint(made),
+        notes=tuple(tabular_report.notes(schema, made, names, found)),
     )
     pretraining = task == "pretrain"
     return Dataset(
@@ -82,7 +86,24 @@ def _target(frame: pl.DataFrame, data: recipe.Data, task: str) -> tuple[str, ...
         raise DataError(
             f"there is no column {', '.join(map(repr, absent))}; the columns are: {', '.join(frame.columns)}"
         )
+    if len(set(target)) < len(target):
+        raise DataError(f"data.table.target names a column twice: {', '.join(target)}")
     return target
+
+
+def _require_trained(counts: dict[str, dict[str, int]]) -> None:
+    """Raise DataError for a class that is asked for without having been taught."""
+    for name in ("val", "test"):
+        strange = [label for label, count in counts[name].items() if count and not counts["train"][label]]
+        if strange:
+            raise DataError(
+                f"{name} has rows of {tabular_schema.some(strange)} and train has none; add some to train, "
+                "or draw new splits with data.resplit=true"
+            )
+    if absent := [label for label, count in counts["train"].items() if not count]:
+        raise DataError(
+            f"there is no row of {tabular_schema.some(absent)} to train on; leave it out of data.class_names, or add some"
+        )
 
 
 def _labelled(
@@ -150,7 +171,13 @@ def _values(values: NDArray[np.float64], target: tuple[str, ...]) -> NDArray[np.
         raise DataError(
             f"{broken} rows have no number in {', '.join(target)}; a regression needs one in each"
         )
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if broken := int((~np.isfinite(found)).any(axis=1).sum()):
+        raise DataError(
+            f"{broken} rows have a value of {', '.join(target)} beyond float32 (3e38); choose another unit"
+        )
+    return found
 
 
 def _divided(
@@ -163,9 +190,9 @@ def _divided(
     elif data.split.by == "time":
         if not data.table.time:
             raise DataError("data.split.by=time needs data.table.time, the column to order rows by")
-        rows, origin = splits.ordered(frame[data.table.time].to_numpy(), fractions)
+        rows, origin = splits.ordered(_moments(frame, data.table.time), fractions)
     else:
-        stated = None if data.resplit else _text(frame, data.table.split)
+        stated = None if data.resplit else _stated(frame, data.table.split)
         rows, origin = splits.divide(strata, stated, groups, fractions, seed)
     if data.limit:
         rows = {name: of[splits.subset(strata[of], data.limit, seed)] for name, of in rows.items()}
@@ -182,7 +209,38 @@ def _text(frame: pl.DataFrame, column: str | None) -> NDArray[np.str_] | None:
         return None
     if column not in frame.columns:
         raise DataError(f"there is no column {column!r}; the columns are: {', '.join(frame.columns)}")
+    if lacking := frame[column].null_count():
+        raise DataError(
+            f"{lacking} of {len(frame)} rows have no {column!r}, by which the rows are split; fill it in"
+        )
     return np.array([str(value) for value in frame[column].to_list()])
+
+
+def _stated(frame: pl.DataFrame, column: str | None) -> NDArray[np.str_] | None:
+    texts = _text(frame, column)
+    if texts is None:
+        return None
+    found = [splits.ALIASES.get(text.strip().lower(), "") for text in texts]
+    if strange := sorted({str(text) for text, name in zip(texts, found, strict=True) if not name}):
+        raise DataError(
+            f"the column {column!r} must say train, val or test; it has: {tabular_schema.some(strange)}"
+        )
+    return np.array(found)
+
+
+def _moments(frame: pl.DataFrame, column: str) -> NDArray[Any]:
+    """What rows are ordered by: numbers, or texts whose order is that of time."""
+    texts = _text(frame, column)
+    assert texts is not None
+    numbers, strange = tables.numbers_of(frame[column])
+    if not strange and np.isfinite(numbers).all():
+        return numbers
+    if other := [text for text in texts if not _ISO_DATE.match(text)]:
+        raise DataError(
+            f"data.split.by=time orders rows by numbers or ISO dates (2024-01-31, 2024-01-31 18:00), and {column!r} has: "
+            f"{tabular_schema.some(list(dict.fromkeys(map(str, other))))}"
+        )
+    return texts.astype(object)  # numpy has no minimum of its own texts
 
 
 def _texts(texts: dict[str, tuple[int, str]], total: int, data: recipe.Data) -> list[str]:
@@ -219,35 +277,11 @@ def _duplicates(
     return rows, twins, (f"{told}; data.duplicates=drop leaves them out of test",)
 
 
-def _giveaways(schema: Schema, train: Split, task: str) -> list[str]:
-    """Columns that tell the label (nearly) by themselves: usually written down after the fact."""
-    if task != "binary":
-        return []
-    told = []
-    for index, column in enumerate(schema.columns):
-        cells = train.inputs[:, index]
-        if column.kind == "categorical":
-            codes = np.unique(cells, return_inverse=True)[1]
-            cells = (np.bincount(codes, weights=train.labels) / np.bincount(codes))[codes]
-            if len(np.unique(codes)) > len(cells) / 20:
-                continue  # a category a few rows tells any label by chance
-        cells = np.where(np.isnan(cells), np.nanmin(cells) - 1 if np.isfinite(cells).any() else 0.0, cells)
-        both = np.stack([-cells, cells], axis=1)
-        value = float(METRICS["auc"](train.labels, both)(np.ones((1, len(cells))))[0])
-        if max(value, 1 - value) >= GIVES_AWAY:
-            told.append(
-                f"the column {column.name!r} alone predicts the label (AUC {max(value, 1 - value):.3f} on train): is it "
-                "known when the model is asked? data.table.exclude leaves it out"
-            )
-    return told
-
-
 def _split(
     features: NDArray[np.float32],
     labels: NDArray[Any],
     groups: NDArray[np.str_] | None,
     rows: NDArray[np.int64],
-    task: str,
 ) -> Split:
     return Split(
         inputs=features[rows],
@@ -259,36 +293,3 @@ def _split(
 
 def _unlabelled(split: Split) -> Split:
     return Split(split.inputs, np.zeros(len(split), np.int64), split.groups, split.names)
-
-
-def _counts(labels: NDArray[Any], names: tuple[str, ...], task: str) -> dict[str, int]:
-    if task in ("regression", "pretrain"):
-        return {}
-    counts = (labels > 0).sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts, strict=True)}
-
-
-def _notes(schema: Schema, train: Split, names: tuple[str, ...], task: str) -> list[str]:
-    kinds = [column.kind for column in schema.columns]
-    notes = [f"{kinds.count('numeric')} numeric and {kinds.count('categorical')} categorical columns"]
-    notes += [f"left out: {name} ({why})" for name, why in schema.excluded.items()]
-    if empty := float(np.isnan(train.inputs).mean()):
-        notes.append(f"{empty:.1%} of the cells are missing; the graph fills them in")
-    if task in ("binary", "multiclass"):
-        shares = np.bincount(train.labels, minlength=len(names)) / len(train)
-        rare = int(shares.argmin())
-        if shares[rare] < 0.5 / len(names):
-            notes.append(
-                f"classes are imbalanced: {names[rare]} is {shares[rare]:.1%} of train (transfer.balance)"
-            )
-    return notes
-
-
-def _fingerprint(made: dict[str, Split]) -> str:
-    whole = hashlib.sha256()
-    for name, split in made.items():
-        whole.update(f"{name} {len(split)}\n".encode())
-        whole.update(np.ascontiguousarray(split.inputs).tobytes())
-        whole.update(np.ascontiguousarray(split.labels).tobytes())
-        whole.update("\0".join(split.groups if split.groups is not None else ()).encode())
-    return whole.hexdigest()

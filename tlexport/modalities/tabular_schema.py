@@ -59,7 +59,7 @@ class Schema(BaseModel):
     def describe(self) -> dict[str, Any]:
         return {
             "input": "features float32 [n, columns], in this order; a missing value is NaN",
-            "numeric": "the number itself",
+            "numeric": "the number itself; of a Parquet date or datetime days since 1970-01-01 UTC, of a duration seconds",
             "categorical": "the number itself where the vocabulary holds numbers, else the place in the vocabulary "
             "counted from 0; any other value is `unknown`",
             **self.model_dump(mode="json"),
@@ -140,17 +140,19 @@ def infer(frame: pl.DataFrame, table: Table, target: tuple[str, ...], train: NDA
     excluded = dict.fromkeys(table.exclude, "named in data.table.exclude")
     excluded |= {name: f"data.table.{role}" for role, name in roles.items()}
     columns = []
+    rows = train.tolist()
     for name in frame.columns:
         if name in target or name in excluded:
             continue
-        found = _column(frame[name][train.tolist()], table)
+        found = _column(frame[name][rows], table)
         if isinstance(found, str):
             excluded[name] = found
         else:
             columns.append(found)
     if not columns:
+        why = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
         raise DataError(
-            f"no column is left to learn from ({'; '.join(f'{k}: {v}' for k, v in excluded.items())})"
+            f"no column is left to learn from ({why or 'the table holds nothing but its labels'})"
         )
     return Schema(columns=tuple(columns), target=target, excluded=excluded, missing=table.missing)
 
@@ -164,12 +166,18 @@ def some(names: list[str] | tuple[str, ...]) -> str:
 def _column(series: pl.Series, table: Table) -> Column | str:
     """The column, or why it is of no use."""
     name = series.name
+    if not tables.holds_values(series):
+        return f"holds {series.dtype} cells, not numbers or texts"
     present = series.drop_nulls()
     if not len(present):
         return "empty in train"
-    numbers, _ = numbers_of(present)
+    numbers, strange = numbers_of(present)
     finite = numbers[np.isfinite(numbers)]
-    if name in table.numeric or (len(finite) >= 0.5 * len(present) and name not in table.categorical):
+    if name in table.numeric and not len(finite):
+        raise DataError(
+            f"data.table.numeric names {name!r}, which holds no number; the first cell: {present[0]!r}"
+        )
+    if name in table.numeric or (len(strange) <= 0.5 * len(present) and name not in table.categorical):
         return _numeric(name, np.unique(finite), len(series))
     # Large whole numbers may be one and the same float32; they are told apart as texts.
     as_numbers = len(finite) == len(present) and _distinct(np.unique(finite))
@@ -195,8 +203,6 @@ def _distinct(values: NDArray[np.float64]) -> bool:
 
 
 def _numeric(name: str, values: NDArray[np.float64], rows: int) -> Column | str:
-    if not len(values):
-        return "holds no number in train"
     whole = len(values) == rows > FEW_VALUES and bool((values == np.round(values)).all())
     # A row counter's numbers lie as dense as the rows; amounts that happen to be all different do not.
     if whole and (values[-1] - values[0]) / len(values) < 5:
