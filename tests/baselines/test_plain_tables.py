@@ -54,6 +54,32 @@ def test_they_learn_and_their_graphs_say_the_same(data: Dataset) -> None:
         np.testing.assert_allclose(got, found.test, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("kind", ["labels", "values"])
+def test_several_labels_or_values_are_each_learned(kind: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 600))
+    table = pl.DataFrame({"a": a, "b": b, "one": a - b, "other": a + b})
+    if kind == "labels":
+        # The second label is measured in a third of the rows; the third never holds.
+        known = np.arange(600) % 3 == 0
+        table = table.with_columns(
+            one=(table["one"] > 0).cast(pl.Int8),
+            other=pl.when(pl.Series(known)).then((table["other"] > 0).cast(pl.Int8)),
+            never=pl.lit(0),
+        )
+    table.write_csv(tmp_path / "table.csv")
+    target = table.columns[2:]
+    recipe = Data.model_validate({"path": str(tmp_path / "table.csv"), "table": {"target": target}})
+    data = tabular.load(recipe.model_copy(update={"max_corrupt": 600}), task="auto", seed=0, cache=None)
+    for found in baselines.fit("tabular", data, ("auto",), seed=0, progress=Silent()):
+        assert found.test.shape == data.test.labels.shape and found.test.dtype == np.float32
+        judged = metrics.evaluate(data.test.labels[:, :2], found.test[:, :2], data.task)
+        assert judged["auc" if kind == "labels" else "r2"] > 0.9, found.name
+        assert found.graph is not None or "only a single one becomes a graph" in found.why_not
+        if kind == "labels":
+            assert not found.test[:, 2].any()
+
+
 def test_a_graph_that_answers_otherwise_is_not_offered(data: Dataset) -> None:
     (found,) = baselines.fit("tabular", data, ("linear",), seed=0, progress=Silent())
     assert found.graph is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import gzip
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -35,6 +38,57 @@ def test_gzip_and_parquet_hold_the_same(tmp_path: Path) -> None:
     for name in ("a.csv.gz", "a.parquet"):
         numbers, strange = tables.numbers_of(read(tmp_path / name)["b"])
         assert numbers.tolist() == [2, 4] and strange == []
+
+
+def test_decimal_commas_where_the_semicolon_parts_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a;b;c\n1,5;x,y;3\n-2;z;4,0\n")
+    frame = read(tmp_path / "a.csv")
+    assert tables.numbers_of(frame["a"])[0].tolist() == [1.5, -2.0]
+    assert frame["b"].to_list() == ["x,y", "z"] and tables.numbers_of(frame["c"])[0].tolist() == [3.0, 4.0]
+    # One cell that is no number: then the comma stays what it is, and the column is told to be text.
+    (tmp_path / "a.csv").write_text("a;b\n1,5;1\nlow;2\n")
+    assert read(tmp_path / "a.csv")["a"].to_list() == ["1,5", "low"]
+
+
+def test_a_delimiter_in_a_quoted_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"y, yes",y\n1,2\n')
+    assert read(tmp_path / "a.csv").columns == ["y, yes", "y"]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_moments_of_parquet_are_the_same_numbers_in_any_unit(unit: Any, tmp_path: Path) -> None:
+    noon = dt.datetime(1970, 1, 3, 12)
+    frame = pl.DataFrame(
+        {
+            "day": [noon.date(), None],
+            "moment": pl.Series([noon, None]).cast(pl.Datetime(unit)),
+            "span": pl.Series([dt.timedelta(minutes=2), None]).cast(pl.Duration(unit)),
+            "time": [dt.time(0, 1), None],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found.row(0) == pytest.approx((2.0, 2.5, 120.0, 60.0)) and found.row(1) == (None,) * 4
+
+
+def test_other_types_of_parquet(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {
+            "category": pl.Series(["x", "y"], dtype=pl.Categorical),
+            "listed": pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"])),
+            "flag": [True, False],
+            "price": pl.Series([decimal.Decimal("1.25"), None]),
+            "nan": [float("nan"), 1.0],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found["category"].to_list() == found["listed"].to_list() == ["x", "y"]
+    assert found["nan"].to_list() == [None, 1.0]
+    assert tables.numbers_of(found["flag"])[0].tolist() == [1, 0]
+    assert tables.numbers_of(found["price"])[0][0] == 1.25
+    with pytest.raises(DataError, match=r"'l' holds List\(Int64\) cells"):
+        tables.numbers_of(pl.Series("l", [[1], [2, 3]]))
 
 
 def test_windows_letters_are_read(tmp_path: Path) -> None:

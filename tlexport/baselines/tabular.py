@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tlexport import cores
 from tlexport.baselines.fitted import Fitted, checked
 from tlexport.errors import NotInstalledError
-from tlexport.modalities.dataset import Dataset
+from tlexport.modalities.dataset import UNKNOWN, Dataset, Split
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +23,7 @@ MISSING = -1e6  # a code that no category has
 OPSET = {"": 18, "ai.onnx.ml": 3}
 _TREES = {"learning_rate": 0.05, "num_leaves": 31, "min_child_samples": 20}
 _ROUNDS, _PATIENCE = 1000, 50
+_SMALL = 500_000  # cells
 
 
 def linear(data: Dataset, seed: int) -> Fitted:
@@ -29,21 +32,19 @@ def linear(data: Dataset, seed: int) -> Fitted:
 
     started = time.monotonic()
     regression = data.task == "regression"
-    estimator = Ridge() if regression else LogisticRegression(max_iter=2000)
-    model = _pipeline(data, estimator)
-    model.fit(data.train.inputs, data.train.labels)
-    val, test = (_served(model, split.inputs, regression) for split in (data.val, data.test))
-    graph, why_not = _converted(model, data, val)
+
+    def fitted(label: int | None) -> Any:
+        estimator = Ridge() if regression else LogisticRegression(max_iter=2000)
+        return _pipeline(data, estimator).fit(*_rows(data.train, label))
+
     kind = "ridge regression" if regression else "logistic regression"
-    return Fitted(
-        name="ridge" if regression else "logistic_regression",
-        description=f"{kind} on scaled numbers and one-hot categories, missing numbers as medians with a flag",
-        val=val,
-        test=test,
-        graph=graph,
-        inputs=(INPUT,),
-        why_not=why_not,
-        seconds=time.monotonic() - started,
+    return _fitted(
+        "ridge" if regression else "logistic_regression",
+        lambda _: f"{kind} on scaled numbers and one-hot categories, missing numbers as medians with a flag",
+        fitted,
+        data,
+        apart=data.task == "multilabel",
+        started=started,
     )
 
 
@@ -56,20 +57,55 @@ def lightgbm(data: Dataset, seed: int) -> Fitted:
     import lightgbm as library
 
     started = time.monotonic()
-    regression = data.task == "regression"
-    kind: Any = library.LGBMRegressor if regression else library.LGBMClassifier
-    model = kind(n_estimators=_ROUNDS, random_state=seed, n_jobs=-1, verbose=-1, deterministic=True, **_TREES)
-    labels = data.train.labels[:, 0] if regression else data.train.labels
-    judged = data.val.labels[:, 0] if regression else data.val.labels
-    stop = library.early_stopping(_PATIENCE, verbose=False)
-    model.fit(data.train.inputs, labels, eval_X=data.val.inputs, eval_y=judged, callbacks=[stop])
-    _floor_thresholds(model)
-    val, test = (_served(model, split.inputs, regression) for split in (data.val, data.test))
-    graph, why_not = _converted(model, data, val)
-    settings = ", ".join(f"{key} {value}" for key, value in _TREES.items())
+    kind: Any = library.LGBMRegressor if data.task == "regression" else library.LGBMClassifier
+    # On a small table threads wait for each other longer than they compute.
+    threads = cores.usable() if data.train.inputs.size > _SMALL else 1
+    settings = {"random_state": seed, "n_jobs": threads, "verbose": -1, "deterministic": True, **_TREES}
+
+    def fitted(label: int | None) -> Any:
+        model = kind(n_estimators=_ROUNDS, **settings)
+        inputs, labels = _rows(data.val, label)
+        stop = library.early_stopping(_PATIENCE, verbose=False)
+        model.fit(*_rows(data.train, label), eval_X=inputs, eval_y=labels, callbacks=[stop])
+        _floor_thresholds(model)
+        return model
+
+    def described(models: list[Any]) -> str:
+        trees = sum(getattr(model, "best_iteration_", None) or _ROUNDS for model in models)
+        shown = ", ".join(f"{key} {value}" for key, value in _TREES.items())
+        return f"LightGBM, {trees} trees ({shown}, early stopping on val)"
+
+    columns = data.train.labels.shape[1:]
+    return _fitted("lightgbm", described, fitted, data, apart=columns not in ((), (1,)), started=started)
+
+
+def _fitted(
+    name: str,
+    described: Callable[[list[Any]], str],
+    fitted: Callable[[int | None], Any],
+    data: Dataset,
+    *,
+    apart: bool,
+    started: float,
+) -> Fitted:
+    """The model of all labels, or, where they are taken `apart`, one of each; only a single model has a graph."""
+    if apart:
+        models = [
+            fitted(label) if _varies(data, label) else _frequency(data, label)
+            for label in range(data.train.labels.shape[1])
+        ]
+        val, test = (
+            np.concatenate([_served(model, split.inputs, data.task) for model in models], axis=1)
+            for split in (data.val, data.test)
+        )
+        graph, why_not = None, "it is one model a label, and only a single one becomes a graph"
+    else:
+        models = [fitted(None)]
+        val, test = (_served(models[0], split.inputs, data.task) for split in (data.val, data.test))
+        graph, why_not = _converted(models[0], data, val)
     return Fitted(
-        name="lightgbm",
-        description=f"LightGBM, {model.best_iteration_ or _ROUNDS} trees ({settings}, early stopping on val)",
+        name=name,
+        description=described(models),
         val=val,
         test=test,
         graph=graph,
@@ -77,6 +113,28 @@ def lightgbm(data: Dataset, seed: int) -> Fitted:
         why_not=why_not,
         seconds=time.monotonic() - started,
     )
+
+
+def _rows(split: Split, label: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Inputs and labels; of one label or value where it was measured. A single value comes without its dimension."""
+    labels = split.labels if label is None else split.labels[:, label]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    known = labels != UNKNOWN if labels.dtype == np.int8 else np.ones(len(labels), bool)
+    return split.inputs[known], labels[known]
+
+
+def _varies(data: Dataset, label: int) -> bool:
+    """Whether there is anything to learn of a label, and anything to stop by."""
+    return len(np.unique(_rows(data.train, label)[1])) > 1 and len(_rows(data.val, label)[1]) > 0
+
+
+def _frequency(data: Dataset, label: int) -> Any:
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+
+    model = DummyRegressor() if data.task == "regression" else DummyClassifier(strategy="prior")
+    inputs, labels = _rows(data.train, label)
+    return model.fit(inputs, labels) if len(labels) else model.fit(data.train.inputs[:1], [0])
 
 
 def _floor_thresholds(model: Any) -> None:
@@ -121,10 +179,15 @@ def _pipeline(data: Dataset, estimator: Any) -> Any:
     return make_pipeline(ColumnTransformer(parts), estimator)
 
 
-def _served(model: Any, inputs: np.ndarray, regression: bool) -> np.ndarray:
-    if regression:
+def _served(model: Any, inputs: NDArray[Any], task: str) -> NDArray[np.float32]:
+    """float32 [n, K]: values, probabilities of the classes, or [n, 1] of one label of several."""
+    if task == "regression":
         return np.asarray(model.predict(inputs), np.float32).reshape(len(inputs), -1)
-    return np.asarray(model.predict_proba(inputs), np.float32)
+    shares = np.asarray(model.predict_proba(inputs), np.float32)
+    if task != "multilabel":
+        return shares
+    positive = [index for index, known in enumerate(model.classes_) if known == 1]
+    return shares[:, positive] if positive else np.zeros((len(inputs), 1), np.float32)
 
 
 def _converted(model: Any, data: Dataset, val: np.ndarray) -> tuple[bytes | None, str]:

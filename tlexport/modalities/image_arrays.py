@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from tlexport.errors import DataError
 from tlexport.modalities.image_pixels import Pixels
-from tlexport.modalities.image_samples import SPLIT_ALIASES, Arrays, Samples, few
+from tlexport.modalities.image_samples import Arrays, Samples, few
+from tlexport.modalities.splits import ALIASES
 
 MEMORY_SHARE = 0.8  # of what is free: the rest is for the training
 
@@ -34,7 +35,7 @@ def read_npz(path: Path) -> Samples:
     """Raises DataError for everything that is not as the module's text says."""
     with _opened(path) as archive:
         members = _headers(path, archive)
-        prefixes = [name for name in (*SPLIT_ALIASES, "") if f"{name}_images".lstrip("_") in members]
+        prefixes = [name for name in (*ALIASES, "") if f"{name}_images".lstrip("_") in members]
         if not prefixes or ("" not in prefixes and "train" not in prefixes):
             held = few([f"{name} {list(shape)}" for name, (shape, _) in members.items()]) or "nothing"
             raise DataError(f"{path} has no train_images or images; it holds {held}")
@@ -56,7 +57,7 @@ def read_npz(path: Path) -> Samples:
         images=Arrays(images),
         labels=_joined_labels(path, {key: arrays[key] for key in wanted["labels"]}),
         names=[f"{name or 'image'}/{i}" for name, n in zip(prefixes, counts, strict=True) for i in range(n)],
-        splits=None if prefixes == [""] else np.repeat([SPLIT_ALIASES[name] for name in prefixes], counts),
+        splits=None if prefixes == [""] else np.repeat([ALIASES[name] for name in prefixes], counts),
         groups=np.concatenate([arrays[key].ravel().astype(str) for key in wanted["groups"]])
         if wanted["groups"]
         else None,
@@ -167,7 +168,7 @@ def _check_keys(path: Path, prefixes: list[str], wanted: dict[str, list[str]]) -
         if lacking and (kind == "labels" or wanted[kind]):
             names = few([f"{name}_{kind}".lstrip("_") for name in lacking])
             raise DataError(f"{path} lacks {names} (it has {few(wanted['images'] + wanted[kind])})")
-    splits = [SPLIT_ALIASES[name] for name in prefixes if name]
+    splits = [ALIASES[name] for name in prefixes if name]
     if len(set(splits)) < len(splits):
         raise DataError(f"{path} has two arrays for one split: {few(wanted['images'])}; keep one of them")
 

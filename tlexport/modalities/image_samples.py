@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tlexport.errors import DataError
 from tlexport.modalities.image_pixels import Pixels
 
-SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 5
 
 

@@ -26,7 +26,8 @@ from tlexport.errors import DataError
 from tlexport.modalities.image_arrays import read_digits, read_npz
 from tlexport.modalities.image_catalogs import read_medmnist, read_torchvision
 from tlexport.modalities.image_decode import channels_of, decode, is_image
-from tlexport.modalities.image_samples import SPLIT_ALIASES, Files, Samples, class_order, few
+from tlexport.modalities.image_samples import Files, Samples, class_order, few
+from tlexport.modalities.splits import ALIASES
 
 LAYOUTS = (
     "accepted: train/ val/ test/ folders of class folders, one folder of class folders, a .npz with "
@@ -68,7 +69,7 @@ def _missing(path: Path) -> str:
 
 def _read_folder(root: Path, data: recipe.Data) -> Samples:
     folders = _subfolders(root)
-    stated = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
+    stated = {name: ALIASES[name.lower()] for name in folders if name.lower() in ALIASES}
     if "train" in stated.values():
         strangers = [name for name in folders if name not in stated]
         if strangers:
@@ -212,7 +213,7 @@ def _optional(path: Path, header: list[str], column: str | None, what: str) -> s
 
 
 def _split_of(path: Path, value: str, row: int) -> str:
-    split = SPLIT_ALIASES.get(value.lower())
+    split = ALIASES.get(value.lower())
     if split is None:
         raise DataError(f"{path} row {row}: the split is {value!r}; it must be train, val or test")
     return split

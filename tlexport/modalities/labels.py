@@ -32,6 +32,8 @@ def target(frame: pl.DataFrame, named: str | tuple[str, ...] | None, key: str, t
         raise DataError(
             f"there is no column {', '.join(map(repr, absent))}; the columns are: {', '.join(frame.columns)}"
         )
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{key} names a column twice: {', '.join(columns)}")
     return columns
 
 
@@ -93,7 +95,13 @@ def _values(values: NDArray[np.float64], target: tuple[str, ...]) -> NDArray[np.
         raise DataError(
             f"{broken} rows have no number in {', '.join(target)}; a regression needs one in each"
         )
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if broken := int((~np.isfinite(found)).any(axis=1).sum()):
+        raise DataError(
+            f"{broken} rows have a value of {', '.join(target)} beyond float32 (3e38); choose another unit"
+        )
+    return found
 
 
 def strata(labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -120,7 +128,37 @@ def text(frame: pl.DataFrame, column: str | None) -> NDArray[np.str_] | None:
         return None
     if column not in frame.columns:
         raise DataError(f"there is no column {column!r}; the columns are: {', '.join(frame.columns)}")
+    if lacking := frame[column].null_count():
+        raise DataError(
+            f"{lacking} of {len(frame)} rows have no {column!r}, by which the rows are split; fill it in"
+        )
     return np.array([str(value) for value in frame[column].to_list()])
+
+
+def stated(frame: pl.DataFrame, column: str | None) -> NDArray[np.str_] | None:
+    """train, val or test of each row. Raises DataError for any other word."""
+    texts = text(frame, column)
+    if texts is None:
+        return None
+    found = [splits.ALIASES.get(word.strip().lower(), "") for word in texts]
+    if strange := sorted({str(word) for word, name in zip(texts, found, strict=True) if not name}):
+        raise DataError(f"the column {column!r} must say train, val or test; it has: {tables.some(strange)}")
+    return np.array(found)
+
+
+def require_trained(counts: dict[str, dict[str, int]]) -> None:
+    """Raise DataError for a class that is asked for without having been taught."""
+    for name in ("val", "test"):
+        strange = [label for label, count in counts[name].items() if count and not counts["train"][label]]
+        if strange:
+            raise DataError(
+                f"{name} has rows of {tables.some(strange)} and train has none; add some to train, "
+                "or draw new splits with data.resplit=true"
+            )
+    if absent := [label for label, count in counts["train"].items() if not count]:
+        raise DataError(
+            f"there is no row of {tables.some(absent)} to train on; leave it out of data.class_names, or add some"
+        )
 
 
 def duplicates(

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tlexport import recipe
 from tlexport.errors import DataError
 from tlexport.modalities import labels, tables
-from tlexport.modalities.tabular_schema import some
 
 if TYPE_CHECKING:
     import polars as pl
@@ -95,7 +94,7 @@ def read(data: recipe.Data, channels: tuple[str, ...] | None = None) -> Market:
     chosen = channels or _common(columns)
     if lacking := [asset for asset, found in columns.items() if not set(chosen) <= set(found)]:
         raise DataError(
-            f"{len(lacking)} of {len(frames)} assets lack {', '.join(chosen)}: {some(lacking)} "
+            f"{len(lacking)} of {len(frames)} assets lack {', '.join(chosen)}: {tables.some(lacking)} "
             f"(the first has: {', '.join(columns[lacking[0]])})"
         )
     found, total, bars, breaks = _Found(), 0, [], 0
@@ -152,7 +151,9 @@ def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:
         parts = [_of_file(path, data.series)]
     assets = Counter(asset for part in parts for asset in part)
     if twice := [asset for asset, count in assets.items() if count > 1]:
-        raise DataError(f"{len(twice)} assets stand in several files: {some(twice)}; each must be in one")
+        raise DataError(
+            f"{len(twice)} assets stand in several files: {tables.some(twice)}; each must be in one"
+        )
     return {asset: frame for part in parts for asset, frame in part.items()}
 
 
@@ -229,7 +230,7 @@ def _common(columns: dict[str, dict[str, str]]) -> tuple[str, ...]:
     chosen = next((channels for channels in CHANNELS if set(channels) <= shared), None)
     if chosen is None:
         without = [asset for asset, found in columns.items() if "close" not in found]
-        raise DataError(f"{len(without)} of {len(columns)} assets have no close: {some(without)}")
+        raise DataError(f"{len(without)} of {len(columns)} assets have no close: {tables.some(without)}")
     return chosen
 
 

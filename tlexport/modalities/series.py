@@ -18,12 +18,11 @@ from pydantic import ValidationError
 
 from tlexport import recipe
 from tlexport.errors import DataError, RecipeError
-from tlexport.modalities import market, series_windows, splits
+from tlexport.modalities import market, series_windows, splits, tables
 from tlexport.modalities.dataset import DataReport, DataWarning
 from tlexport.modalities.market import Market
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 from tlexport.modalities.series_windows import CLASSES, LEAST_VARIANCE, Samples, SeriesData, Split, Windows
-from tlexport.modalities.tabular_schema import some
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
 
@@ -86,7 +85,7 @@ def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...
     if len(whole) < len(latest):
         lacking = [part.asset for part in latest.values() if len(part.days) < windows.window]
         raise DataError(
-            f"{len(lacking)} of {len(latest)} assets have no {windows.window} days without a gap at their end: {some(lacking)}"
+            f"{len(lacking)} of {len(latest)} assets have no {windows.window} days without a gap at their end: {tables.some(lacking)}"
         )
     inputs = np.stack([part.values[-windows.window :] for part in whole]).astype(np.float32)
     return tuple(f"{part.asset} {part.days[-1]}" for part in whole), inputs
@@ -138,7 +137,7 @@ def _short(found: Market, windows: Windows) -> tuple[str, ...]:
     long = {part.asset for part in found.bars if len(part.days) >= need}
     short = sorted({part.asset for part in found.bars} - long)
     return (
-        (f"{len(short)} assets have no {need} days without a gap and give no sample: {some(short)}",)
+        (f"{len(short)} assets have no {need} days without a gap and give no sample: {tables.some(short)}",)
         if short
         else ()
     )

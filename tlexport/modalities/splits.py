@@ -19,6 +19,7 @@ from tlexport.errors import DataError, LeakageError
 Indices = NDArray[np.int64]
 
 NAMES = ("train", "val", "test")
+ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib.util
 from collections.abc import Callable
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 LARGEST = 2 << 30  # bytes of a file, unpacked
 MOST_COLUMNS = 20_000
+_SHOWN = 5
 _DELIMITERS = ",;\t|"
+_DECIMAL = r"^\s*[-+]?\d+(,\d+)?([eE][-+]?\d+)?\s*$"
 
 
 def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
@@ -43,14 +46,32 @@ def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
 
 
 def numbers_of(series: pl.Series) -> tuple[NDArray[np.float64], list[str]]:
-    """Each cell as a number, NaN where it is missing or no number; and the texts that are no numbers."""
+    """Each cell as a number, NaN where it is missing or no number; and the texts that are no numbers.
+
+    Raises DataError for a column of lists, records or bytes.
+    """
     import polars as pl
 
+    if not holds_values(series):
+        raise DataError(f"the column {series.name!r} holds {series.dtype} cells, not numbers or texts")
     plain = series.str.strip_chars() if series.dtype == pl.String else series
     cast = plain.cast(pl.Float64, strict=False)
     strange = series.filter(cast.is_null() & series.is_not_null()).to_list()
     numbers = cast.fill_null(float("nan")).to_numpy().astype(np.float64)
     return numbers, [str(text) for text in strange]
+
+
+def holds_values(series: pl.Series) -> bool:
+    """Whether a cell is one number, boolean or text; not a list, a record or bytes."""
+    import polars as pl
+
+    return not series.dtype.is_nested() and series.dtype not in (pl.Binary, pl.Object)
+
+
+def some(names: list[str] | tuple[str, ...]) -> str:
+    """The first five, and how many more."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _csv(path: Path, missing: tuple[str, ...]) -> pl.DataFrame:
@@ -63,11 +84,11 @@ def _csv(path: Path, missing: tuple[str, ...]) -> pl.DataFrame:
         raise DataError(f"{path} holds NUL bytes: it is no CSV (if it is UTF-16, save it as UTF-8)")
     header = content[:100_000].splitlines()[0].decode("utf-8-sig", "replace")
     delimiter = max(_DELIMITERS, key=header.count)
-    names = [name.strip().strip('"') for name in header.split(delimiter)]
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path} names columns twice: {', '.join(map(repr, twice[:5]))}; rename them")
     try:
-        return pl.read_csv(
+        frame = pl.read_csv(
             content,
             separator=delimiter,
             infer_schema=False,
@@ -76,6 +97,15 @@ def _csv(path: Path, missing: tuple[str, ...]) -> pl.DataFrame:
         )
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:300]}") from error
+    return frame if delimiter == "," else frame.with_columns(_decimal_points(column) for column in frame)
+
+
+def _decimal_points(column: pl.Series) -> pl.Series:
+    """Where the comma does not part cells it may part decimals: a column of nothing but numbers so written gets points."""
+    cells = column.drop_nulls()
+    if len(cells) and cells.str.contains(",", literal=True).any() and cells.str.contains(_DECIMAL).all():
+        return column.str.replace(",", ".", literal=True)
+    return column
 
 
 def _encoding(content: bytes) -> str:
@@ -106,9 +136,33 @@ def _parquet(path: Path) -> pl.DataFrame:
     import polars as pl
 
     try:
-        return pl.read_parquet(path)
+        frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
+    return frame.with_columns(_plain(column) for column in frame)
+
+
+def _plain(column: pl.Series) -> pl.Series:
+    """Numbers, booleans and texts as they are, NaN as null; moments as numbers whatever unit the file counts them in.
+
+    A date or time of day becomes days since 1970 (UTC), a duration or time without a date becomes seconds.
+    """
+    import polars as pl
+
+    kind = column.dtype
+    if kind.is_float():
+        return column.fill_nan(None)
+    if isinstance(kind, (pl.Categorical, pl.Enum)):
+        return column.cast(pl.String)
+    if kind == pl.Date:
+        return column.cast(pl.Int32).cast(pl.Float64)
+    if isinstance(kind, pl.Datetime):
+        return column.dt.epoch("us").cast(pl.Float64) / 86_400e6
+    if isinstance(kind, pl.Duration):
+        return column.dt.total_microseconds().cast(pl.Float64) / 1e6
+    if kind == pl.Time:
+        return column.cast(pl.Int64).cast(pl.Float64) / 1e9
+    return column
 
 
 def _breast_cancer(missing: tuple[str, ...]) -> pl.DataFrame:

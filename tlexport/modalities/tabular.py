@@ -6,6 +6,7 @@ The graph takes the cells as they are (`tabular_schema.Schema.describe`): imputa
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,18 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError
-from tlexport.modalities import labels, splits, tables, tabular_schema
+from tlexport.modalities import labels, splits, tables, tabular_report, tabular_schema
 from tlexport.modalities.dataset import DataReport, Dataset, Split
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
-from tlexport.modalities.tabular_schema import Schema, samples
+from tlexport.modalities.tabular_schema import samples
 
 if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
 
-GIVES_AWAY = 0.995  # AUC of a single column
 _LISTED = 1000
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}.*)?$")
 
 
 def load(
@@ -52,17 +53,20 @@ def load(
     told = "test rows have the same features as a train row"
     rows, twins, shared = labels.duplicates(rows, hashes, row_names, data, told)
     made = {name: _split(features, values, groups, rows[name]) for name in splits.NAMES}
+    counts = {name: labels.counts(split.labels, names, found) for name, split in made.items()}
+    if found in ("binary", "multiclass"):
+        labels.require_trained(counts)
     report = DataReport(
         source=data.path,
         samples={name: len(split) for name, split in made.items()},
-        counts={name: labels.counts(split.labels, names, found) for name, split in made.items()},
+        counts=counts,
         split_origin=origin,
         groups={n: len(np.unique(s.groups)) for n, s in made.items() if s.groups is not None} or None,
         duplicates=twins[:_LISTED],
-        problems=tuple(problems),
-        leaks=(*shared, *_giveaways(schema, made["train"], found)),
+        problems=(*problems, *tabular_report.shifts(schema, made)),
+        leaks=(*shared, *tabular_report.giveaways(schema, made["train"], names, found)),
         sha256=labels.fingerprint(made),
-        notes=tuple(_notes(schema, made["train"], names, found)),
+        notes=tuple(tabular_report.notes(schema, made, names, found)),
     )
     pretraining = task == "pretrain"
     return Dataset(
@@ -96,11 +100,26 @@ def _divided(
     elif data.split.by == "time":
         if not data.table.time:
             raise DataError("data.split.by=time needs data.table.time, the column to order rows by")
-        rows, origin = splits.ordered(frame[data.table.time].to_numpy(), fractions)
+        rows, origin = splits.ordered(_moments(frame, data.table.time), fractions)
     else:
-        stated = None if data.resplit else labels.text(frame, data.table.split)
+        stated = None if data.resplit else labels.stated(frame, data.table.split)
         rows, origin = splits.divide(strata, stated, groups, fractions, seed)
     return labels.fewer(rows, strata, data, seed), origin
+
+
+def _moments(frame: pl.DataFrame, column: str) -> NDArray[Any]:
+    """What rows are ordered by: numbers, or texts whose order is that of time."""
+    texts = labels.text(frame, column)
+    assert texts is not None
+    numbers, strange = tables.numbers_of(frame[column])
+    if not strange and np.isfinite(numbers).all():
+        return numbers
+    if other := [text for text in texts if not _ISO_DATE.match(text)]:
+        raise DataError(
+            f"data.split.by=time orders rows by numbers or ISO dates (2024-01-31, 2024-01-31 18:00), and {column!r} has: "
+            f"{tables.some(list(dict.fromkeys(map(str, other))))}"
+        )
+    return texts.astype(object)  # numpy has no minimum of its own texts
 
 
 def _texts(texts: dict[str, tuple[int, str]], total: int, data: recipe.Data) -> list[str]:
@@ -111,29 +130,6 @@ def _texts(texts: dict[str, tuple[int, str]], total: int, data: recipe.Data) -> 
         )
         labels.allow(count, total, data, f"{found} (or name it in data.table.categorical)")
         told.append(f"{found}; they count as missing")
-    return told
-
-
-def _giveaways(schema: Schema, train: Split, task: str) -> list[str]:
-    """Columns that tell the label (nearly) by themselves: usually written down after the fact."""
-    if task != "binary":
-        return []
-    told = []
-    for index, column in enumerate(schema.columns):
-        cells = train.inputs[:, index]
-        if column.kind == "categorical":
-            codes = np.unique(cells, return_inverse=True)[1]
-            cells = (np.bincount(codes, weights=train.labels) / np.bincount(codes))[codes]
-            if len(np.unique(codes)) > len(cells) / 20:
-                continue  # a category a few rows tells any label by chance
-        cells = np.where(np.isnan(cells), np.nanmin(cells) - 1 if np.isfinite(cells).any() else 0.0, cells)
-        both = np.stack([-cells, cells], axis=1)
-        value = float(METRICS["auc"](train.labels, both)(np.ones((1, len(cells))))[0])
-        if max(value, 1 - value) >= GIVES_AWAY:
-            told.append(
-                f"the column {column.name!r} alone predicts the label (AUC {max(value, 1 - value):.3f} on train): is it "
-                "known when the model is asked? data.table.exclude leaves it out"
-            )
     return told
 
 
@@ -153,12 +149,3 @@ def _split(
 
 def _unlabelled(split: Split) -> Split:
     return Split(split.inputs, np.zeros(len(split), np.int64), split.groups, split.names)
-
-
-def _notes(schema: Schema, train: Split, names: tuple[str, ...], task: str) -> list[str]:
-    kinds = [column.kind for column in schema.columns]
-    notes = [f"{kinds.count('numeric')} numeric and {kinds.count('categorical')} categorical columns"]
-    notes += [f"left out: {name} ({why})" for name, why in schema.excluded.items()]
-    if empty := float(np.isnan(train.inputs).mean()):
-        notes.append(f"{empty:.1%} of the cells are missing; the graph fills them in")
-    return notes + labels.imbalance(train.labels, names, task)

@@ -25,7 +25,6 @@ Floats = NDArray[np.float32]
 
 UNKNOWN = -1.0  # a category that training never saw
 FEW_VALUES = 10  # a column with at most so many different cells is no identifier
-_SHOWN = 5
 
 
 class Column(BaseModel):
@@ -59,7 +58,7 @@ class Schema(BaseModel):
     def describe(self) -> dict[str, Any]:
         return {
             "input": "features float32 [n, columns], in this order; a missing value is NaN",
-            "numeric": "the number itself",
+            "numeric": "the number itself; of a Parquet date or datetime days since 1970-01-01 UTC, of a duration seconds",
             "categorical": "the number itself where the vocabulary holds numbers, else the place in the vocabulary "
             "counted from 0; any other value is `unknown`",
             **self.model_dump(mode="json"),
@@ -73,8 +72,10 @@ class Schema(BaseModel):
         lacking = [column.name for column in self.columns if column.name not in frame.columns]
         if lacking:
             strange = self.strange(frame)
-            also = f"; it has columns that training did not have: {some(strange)}" if strange else ""
-            raise DataError(f"the table lacks {len(lacking)} columns of the schema: {some(lacking)}{also}")
+            also = f"; it has columns that training did not have: {tables.some(strange)}" if strange else ""
+            raise DataError(
+                f"the table lacks {len(lacking)} columns of the schema: {tables.some(lacking)}{also}"
+            )
         features = np.empty((len(frame), len(self.columns)), np.float32)
         wrong: dict[str, tuple[int, str]] = {}
         for index, column in enumerate(self.columns):
@@ -119,7 +120,7 @@ def samples(path: str, preprocessing: Mapping[str, Any]) -> tuple[tuple[str, ...
 
 def _new(schema: Schema, frame: pl.DataFrame, features: Floats) -> Iterator[str]:
     if strange := schema.strange(frame):
-        yield f"{len(strange)} columns that training did not have were not looked at: {some(strange)}"
+        yield f"{len(strange)} columns that training did not have were not looked at: {tables.some(strange)}"
     for index, column in enumerate(schema.columns):
         if column.kind == "numeric":
             continue
@@ -136,40 +137,42 @@ def infer(frame: pl.DataFrame, table: Table, target: tuple[str, ...], train: NDA
     roles = {role: getattr(table, role) for role in ("group", "time", "split") if getattr(table, role)}
     named = [*table.numeric, *table.categorical, *table.exclude, *roles.values()]
     if absent := [name for name in named if name not in frame.columns]:
-        raise DataError(f"data.table names {some(absent)}; the table has: {', '.join(frame.columns)}")
+        raise DataError(f"data.table names {tables.some(absent)}; the table has: {', '.join(frame.columns)}")
     excluded = dict.fromkeys(table.exclude, "named in data.table.exclude")
     excluded |= {name: f"data.table.{role}" for role, name in roles.items()}
     columns = []
+    rows = train.tolist()
     for name in frame.columns:
         if name in target or name in excluded:
             continue
-        found = _column(frame[name][train.tolist()], table)
+        found = _column(frame[name][rows], table)
         if isinstance(found, str):
             excluded[name] = found
         else:
             columns.append(found)
     if not columns:
+        why = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
         raise DataError(
-            f"no column is left to learn from ({'; '.join(f'{k}: {v}' for k, v in excluded.items())})"
+            f"no column is left to learn from ({why or 'the table holds nothing but its labels'})"
         )
     return Schema(columns=tuple(columns), target=target, excluded=excluded, missing=table.missing)
-
-
-def some(names: list[str] | tuple[str, ...]) -> str:
-    """The first five, and how many more."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _column(series: pl.Series, table: Table) -> Column | str:
     """The column, or why it is of no use."""
     name = series.name
+    if not tables.holds_values(series):
+        return f"holds {series.dtype} cells, not numbers or texts"
     present = series.drop_nulls()
     if not len(present):
         return "empty in train"
-    numbers, _ = numbers_of(present)
+    numbers, strange = numbers_of(present)
     finite = numbers[np.isfinite(numbers)]
-    if name in table.numeric or (len(finite) >= 0.5 * len(present) and name not in table.categorical):
+    if name in table.numeric and not len(finite):
+        raise DataError(
+            f"data.table.numeric names {name!r}, which holds no number; the first cell: {present[0]!r}"
+        )
+    if name in table.numeric or (len(strange) <= 0.5 * len(present) and name not in table.categorical):
         return _numeric(name, np.unique(finite), len(series))
     # Large whole numbers may be one and the same float32; they are told apart as texts.
     as_numbers = len(finite) == len(present) and _distinct(np.unique(finite))
@@ -195,8 +198,6 @@ def _distinct(values: NDArray[np.float64]) -> bool:
 
 
 def _numeric(name: str, values: NDArray[np.float64], rows: int) -> Column | str:
-    if not len(values):
-        return "holds no number in train"
     whole = len(values) == rows > FEW_VALUES and bool((values == np.round(values)).all())
     # A row counter's numbers lie as dense as the rows; amounts that happen to be all different do not.
     if whole and (values[-1] - values[0]) / len(values) < 5:

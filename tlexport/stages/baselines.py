@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tlexport import baselines
+from tlexport.errors import DataError
 from tlexport.evidence import stats
 from tlexport.modalities import MODALITIES, metrics, reference
 from tlexport.modalities.dataset import Dataset
@@ -56,16 +57,22 @@ def _judged(
         val=metrics.evaluate(data.val.labels, fitted.val, data.task),
         test=metrics.evaluate(data.test.labels, fitted.test, data.task),
     )
-    lead = _lead(run, recipe, fitted.test)
-    verdict = _verdict(recipe.metric, found.test.get(recipe.metric), lead)
+    try:
+        lead: stats.Interval | None = _lead(run, recipe, fitted.test)
+    except DataError as error:  # a test split that is too small to compare on says nothing against the model
+        lead, why_not = None, str(error)
+        progress.warn(f"the baseline {fitted.name} cannot be compared: {error}")
+    verdict = (
+        _verdict(recipe.metric, found.test.get(recipe.metric), lead) if lead else f"not compared: {why_not}"
+    )
     progress.say(f"baseline {fitted.name}: {verdict}")
     made = Baseline(
         name=fitted.name,
         description=fitted.description,
         metrics=found,
-        lead=lead.estimate,
-        lead_low=lead.low,
-        lead_high=lead.high,
+        lead=lead.estimate if lead else None,
+        lead_low=lead.low if lead else None,
+        lead_high=lead.high if lead else None,
         verdict=verdict,
         why_not=fitted.why_not,
         seconds=round(fitted.seconds, 2),
