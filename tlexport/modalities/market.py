@@ -158,7 +158,7 @@ def _frames(data: recipe.Data) -> dict[str, pl.DataFrame]:
 
 
 def _read(path: str) -> pl.DataFrame:
-    return tables.read(path, ("", "NA", "N/A", "NaN", "nan", "null", "None"))
+    return tables.read(path, ("", "NA", "N/A", "NaN", "nan", "null", "None"), moments=True)
 
 
 def _of_file(path: Path, series: recipe.Series) -> dict[str, pl.DataFrame]:

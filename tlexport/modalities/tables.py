@@ -24,8 +24,10 @@ _DELIMITERS = ",;\t|"
 _DECIMAL = r"^\s*[-+]?\d+(,\d+)?([eE][-+]?\d+)?\s*$"
 
 
-def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
+def read(path: str, missing: tuple[str, ...], *, moments: bool = False) -> pl.DataFrame:
     """The table, every cell of a CSV as text or null; Parquet and packaged sets with their own types.
+
+    `moments` keeps the dates and times of a Parquet file as such; otherwise they are numbers, as features are.
 
     Raises DataError for a file that is missing, empty, broken, too large or not a table, NotInstalledError for a set
     whose package is not there.
@@ -37,7 +39,9 @@ def read(path: str, missing: tuple[str, ...]) -> pl.DataFrame:
             f"{path} is no file (give a CSV, a gzipped CSV, a Parquet file, or one of: {', '.join(PACKAGED)})"
         )
     else:
-        frame = _parquet(Path(path)) if path.endswith((".parquet", ".pq")) else _csv(Path(path), missing)
+        frame = (
+            _parquet(Path(path), moments) if path.endswith((".parquet", ".pq")) else _csv(Path(path), missing)
+        )
     if not len(frame):
         raise DataError(f"{path} holds no rows{' below its header' if frame.width else ''}")
     if frame.width > MOST_COLUMNS:
@@ -132,14 +136,14 @@ def _unpacked(path: Path) -> bytes:
     return content
 
 
-def _parquet(path: Path) -> pl.DataFrame:
+def _parquet(path: Path, moments: bool) -> pl.DataFrame:
     import polars as pl
 
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:300]}") from error
-    return frame.with_columns(_plain(column) for column in frame)
+    return frame if moments else frame.with_columns(_plain(column) for column in frame)
 
 
 def _plain(column: pl.Series) -> pl.Series:
