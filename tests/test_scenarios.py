@@ -25,8 +25,12 @@ DATA = {
     "pathology": "blood_cells/blood_cells.npz",
     "credit-scoring": "credit/uci_credit_card_default.csv",
     "credit-pretrain": "credit/uci_credit_card_default.csv",
+    "drug-activity": "molecules/bace.csv",
+    "drug-property": "molecules/delaney-processed.csv",
+    "drug-tox21": "molecules/tox21.csv",
+    "molecule-pretrain": "molecules/zinc_clean_leads_100k.csv.gz",
 }
-EXTRA = {"tabular": "lightgbm"}
+EXTRA = {"tabular": "lightgbm", "molecule": "rdkit"}
 Run = Callable[..., Ended]
 
 
