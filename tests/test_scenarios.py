@@ -30,8 +30,12 @@ DATA = {
     "risk-events": "market_ohlcv",
     "volatility": "market_ohlcv",
     "volatility-week": "market_ohlcv",
+    "drug-activity": "molecules/bace.csv",
+    "drug-property": "molecules/delaney-processed.csv",
+    "drug-tox21": "molecules/tox21.csv",
+    "molecule-pretrain": "molecules/zinc_clean_leads_100k.csv.gz",
 }
-EXTRA = {"tabular": "lightgbm"}
+EXTRA = {"tabular": "lightgbm", "molecule": "rdkit"}
 Run = Callable[..., Ended]
 
 

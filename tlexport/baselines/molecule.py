@@ -86,7 +86,7 @@ def _of_positive(model: Any, bits: Floats) -> Floats:
 def _converted(made: list[Any], data: Dataset, val: Floats) -> tuple[bytes | None, str]:
     """One graph of all forests, if the converter is there and it answers alike."""
     if importlib.util.find_spec("skl2onnx") is None:
-        return None, "its ONNX converter is not installed; pip install 'tlexport[tabular]'"
+        return None, "its ONNX converter is not installed; pip install 'tlexport[molecule]'"
     if any(hasattr(model, "classes_") and len(model.classes_) < 2 for model in made):
         return None, "a label has the same value in all of train"
     fingerprint = data.val.inputs[INPUT]

@@ -31,10 +31,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: int = Field(96, ge=8, le=2048)
-    layers: int = Field(3, ge=1, le=24)
-    heads: int = Field(4, ge=1, le=32)
-    fingerprint: int = Field(128, ge=8, le=4096)
+    tokens: int = Field(64, ge=8, le=2048)
+    layers: int = Field(2, ge=1, le=24)
+    heads: int = Field(2, ge=1, le=32)
+    fingerprint: int = Field(256, ge=8, le=4096)
     members: int = Field(16, ge=1, le=256)
     width: int = Field(192, ge=8, le=4096)
     depth: int = Field(2, ge=1, le=16)
