@@ -244,7 +244,7 @@ class Transfer(Section):
 
 
 class Race(Section):
-    """How `strategy: auto` finds its strategy (successive halving, Jamieson and Talwalkar, arXiv 1502.07943)."""
+    """How `strategy: auto` finds its strategy: tried on a part of the training data, then trained to the end."""
 
     candidates: tuple[Literal["probe", "partial", "full", "scratch"], ...] = (
         "probe",
@@ -252,9 +252,11 @@ class Race(Section):
         "full",
         "scratch",
     )
-    eta: int = Field(2, ge=2, le=8, description="one in so many candidates survives a round")
     share: float = Field(
-        0.4, gt=0, le=1, description="most of the full grid's training time that the whole race may take"
+        0.4,
+        gt=0,
+        le=1,
+        description="most of the full grid's training time that a network may take beside a probe that is trained to its end",
     )
 
 

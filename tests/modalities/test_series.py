@@ -138,6 +138,15 @@ def test_sizes_and_strides(folder: Path) -> None:
     assert len(third.train) == pytest.approx(len(every.train) / 3, abs=3)
 
 
+def test_a_part_is_the_same_samples(folder: Path) -> None:
+    data = load(folder)
+    rows = np.array([5, 2, 40])
+    part = data.test.part(rows)
+    assert part.names == tuple(data.test.names[row] for row in rows)
+    assert (part.assets == data.test.assets[rows]).all() and len(part) == 3
+    assert (part.batch(np.arange(3)) == data.test.batch(rows)).all()
+
+
 def test_pretraining_sees_no_labels(folder: Path) -> None:
     data = load(folder, task="pretrain")
     assert data.task == "pretrain" and data.class_names == () and not data.train.labels.any()

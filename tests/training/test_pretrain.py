@@ -14,7 +14,7 @@ from tlexport.modalities.dataset import Dataset
 from tlexport.models import tabular
 from tlexport.progress import Silent
 from tlexport.recipe import Recipe
-from tlexport.training import leakage, pretrain, race
+from tlexport.training import leakage, pretrain
 
 
 def network(recipe: Recipe, data: Dataset) -> tabular.TabM:
@@ -85,41 +85,3 @@ def test_a_sample_from_before_the_last_moment_seen_counts_as_seen(
     around = days[-1] + np.arange(len(table_data.test)) - 2
     shared = seen.shared(replace(table_data.test, times=around))
     assert shared[:4].tolist() == [True, True, True, False] and not shared[3:].any()
-
-
-def test_without_pretrained_weights_there_is_no_race(
-    table_recipe: Recipe, table_data: Dataset, tmp_path: Path
-) -> None:
-    def unused(source: str) -> tabular.TabM:
-        raise AssertionError("nothing is to be trained")
-
-    found = race.race(unused, table_data, table_recipe, folder=tmp_path, cache=tmp_path, progress=Silent())
-    assert found.recipe.transfer.strategy == "scratch"
-    assert "no pretrained weights" in found.evidence["why"]
-
-
-def test_a_race_drops_what_is_worse_and_goes_on_with_the_winner(
-    table_recipe: Recipe, table_data: Dataset, tmp_path: Path
-) -> None:
-    """The planted loser: a probe on a backbone that sees nothing, because its embeddings are zero; `full` can mend them."""
-    backbone = table_recipe.backbone.model_copy(update={"weights": "somewhere"})
-    recipe = table_recipe.model_copy(
-        update={
-            "backbone": backbone,
-            "race": table_recipe.race.model_copy(update={"candidates": ("probe", "full"), "share": 0.9}),
-        }
-    )
-
-    def make(source: str) -> tabular.TabM:
-        model = network(recipe, table_data)
-        with torch.no_grad():
-            model.backbone.cells.numbers.zero_()
-            model.backbone.cells.categories.zero_()
-        return model
-
-    found = race.race(make, table_data, recipe, folder=tmp_path / "race", cache=tmp_path, progress=Silent())
-    assert found.recipe.transfer.strategy == "full" == found.evidence["chosen"]
-    assert found.evidence["rungs"][0]["val"]["full"] > found.evidence["rungs"][0]["val"]["probe"]
-    assert (found.folder / "state.safetensors").is_file() and not (tmp_path / "race" / "probe").exists()
-    assert 0 < found.evidence["epochs"]["full"] < recipe.transfer.epochs
-    assert 0 <= found.evidence["knn_probe"] <= 1

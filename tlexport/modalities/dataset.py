@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from tlexport.progress import Progress
 
 UNKNOWN = -1  # a label of a multi-label sample that nobody measured
+
+
+SplitT = TypeVar("SplitT", bound="Split")
 
 
 class DataWarning(UserWarning):
@@ -48,6 +51,18 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self: SplitT, rows: NDArray[np.integer[Any]]) -> SplitT:
+        """The split of these rows alone."""
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            labels=self.labels[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            names=tuple(self.names[row] for row in rows),
+            times=None if self.times is None else self.times[rows],
+            keys=None if self.keys is None else tuple(self.keys[row] for row in rows),
+        )
 
     def batch(self, rows: NDArray[np.intp]) -> NDArray[Any]:
         """The inputs of these rows as the graph takes them."""

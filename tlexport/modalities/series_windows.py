@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,9 @@ class Split(dataset.Split):
     bars: NDArray[np.float32]
     window: int
     assets: NDArray[np.str_]
+
+    def part(self, rows: NDArray[np.integer[Any]]) -> Split:
+        return replace(super().part(rows), assets=self.assets[rows])
 
     def batch(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """float32 [B, window, C]."""

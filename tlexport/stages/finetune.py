@@ -73,7 +73,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         seconds=round(time.monotonic() - started, 2),
         images_per_second=round(fitted.images_per_second, 2),
         device=device_of(recipe.transfer).type,
-        resumed_from=fitted.resumed_from,
+        resumed_from=0 if raced else fitted.resumed_from,  # the race goes on with its own trainings
         weights=loaded,
         corrupt=tuple(f"{file.name}: {file.reason}" for file in data.report.corrupt),
         duplicates=tuple(f"{d.name} ({d.split}) is {d.train} (train)" for d in data.report.duplicates),
@@ -127,15 +127,7 @@ def _unseen(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Dataset,
         )
     if recipe.data.duplicates == "drop" and not found.all():
         kept = np.flatnonzero(~found)
-        test = replace(
-            data.test,
-            inputs=data.test.inputs[kept],
-            labels=data.test.labels[kept],
-            groups=None if data.test.groups is None else data.test.groups[kept],
-            names=tuple(data.test.names[row] for row in kept),
-            times=None if data.test.times is None else data.test.times[kept],
-            keys=None if data.test.keys is None else tuple(data.test.keys[row] for row in kept),
-        )
+        test = data.test.part(kept)
         data, told = replace(data, test=test), f"{told}; they were left out of test"
     progress.warn(told)
     return data, (told,)

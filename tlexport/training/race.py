@@ -1,23 +1,27 @@
-"""`strategy: auto`: a short race of the strategies, by successive halving (Jamieson and Talwalkar, arXiv 1502.07943).
+"""`strategy: auto`: networks are tried on a part of the training data, and what may win is trained to its end.
 
-Every candidate trains for a part of its own schedule, the better ones go on from where they are, the last one left is the
-choice: what it has learned is kept, and nothing is trained twice. Before the race a kNN probe on the frozen features says
-how well the pretrained backbone fits the task (the best of 23 such scores over 42,000 runs, arXiv 2503.18528); it is
-evidence, and orders candidates that are equal.
+A probe costs next to nothing, its backbone being asked once: it is trained to its end. The other strategies train a network
+each; they first learn on the same small part of the samples in a short schedule of their own, since small parts rank
+candidates much as the whole does (Klein et al., arXiv 1605.07079, section 4), and only the best of them is trained on all
+samples, from the start. The validation split decides between the two. Before the race a kNN probe on the frozen features says
+how well the pretrained backbone fits the task (the best of 23 such scores over 42,000 runs, arXiv 2503.18528); it is evidence.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tlexport.errors import DataError, RecipeError, TrainingError
+from tlexport.modalities import splits
 from tlexport.modalities.dataset import Dataset
 from tlexport.modalities.metrics import HIGHER_IS_BETTER
 from tlexport.models.network import Network
@@ -27,11 +31,16 @@ from tlexport.training.finetune import device_of, features, finetune
 
 NEIGHBOURS = 10
 KNN_ROWS = 2000  # of train and of val: enough to rank by, and a second's work
+TRIAL = 0.02  # of a network's whole training: what its trial may cost
+LEAST_UPDATES = 8  # of a trial: fewer of them rank nothing
+
+Make = Callable[[str], Network]
+Score = tuple[float, float]  # larger is better: the metric, then the negative log loss
 
 
 @dataclass(frozen=True)
 class Raced:
-    """`recipe` with the strategy chosen, `folder` with its unfinished training, and how it came to that."""
+    """`recipe` with the strategy chosen, `folder` with its training as far as it went, and how it came to that."""
 
     recipe: Recipe
     folder: Path
@@ -39,71 +48,98 @@ class Raced:
 
 
 @dataclass
-class _Runner:
+class _Candidate:
     strategy: str
     recipe: Recipe
     folder: Path
-    epochs: int = 0
-    seconds: float = 0.0
-    value: float = float("nan")
+    trial: Score | None = None
+    final: Score | None = None
+    epoch_seconds: float = 0.0
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What every candidate runs on."""
+
+    make: Make
+    data: Dataset
+    cache: Path
+    progress: Progress
 
 
 def race(
-    make: Callable[[str], Network],
-    data: Dataset,
-    recipe: Recipe,
-    *,
-    folder: Path,
-    cache: Path,
-    progress: Progress,
+    make: Make, data: Dataset, recipe: Recipe, *, folder: Path, cache: Path, progress: Progress
 ) -> Raced:
     """Choose the strategy. `make(source)` gives the network with the weights of `source` (`none`: random).
 
-    The race's training time is planned to stay below `race.share` of the full grid's. Without pretrained weights
-    there is nothing to transfer: scratch is chosen without a race.
+    A candidate that diverges, whose metric is undefined or that its backbone does not allow is recorded, and the others go on.
+    Without pretrained weights there is nothing to transfer: scratch is chosen without a race. Raises TrainingError if no
+    candidate can be trained.
     """
     if recipe.backbone.weights == "none":
-        evidence: dict[str, Any] = {
-            "chosen": "scratch",
-            "why": "the backbone has no pretrained weights to transfer from",
-        }
         progress.say("race: no pretrained weights, so the choice is scratch")
-        return Raced(_with(recipe, "scratch"), folder / "scratch", evidence)
+        why = "the backbone has no pretrained weights to transfer from"
+        return Raced(_with(recipe, "scratch"), folder / "scratch", {"chosen": "scratch", "why": why})
     started = time.monotonic()
-    score = _knn(make(recipe.backbone.weights), data, recipe, cache, progress)
-    runners = [_Runner(name, _with(recipe, name), folder / name) for name in recipe.race.candidates]
-    rungs: list[dict[str, Any]] = []
-    left = list(runners)
-    for epochs in _rungs(len(runners), recipe):
-        for runner in left:
-            _advance(runner, epochs, make, data, cache, progress)
-        left.sort(key=lambda runner: _worth(runner, recipe.metric), reverse=True)
-        rungs.append({"epochs": epochs, "val": {r.strategy: r.value for r in left}})
-        left = left[: max(1, len(left) // recipe.race.eta)]
-        progress.say(
-            f"race after {epochs} epochs: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in rungs[-1]["val"].items())
-        )
-        if len(left) == 1:
-            break
-    winner = left[0]
-    for runner in runners:
-        if runner is not winner:
-            shutil.rmtree(runner.folder, ignore_errors=True)
-    grid = sum(runner.seconds / max(runner.epochs, 1) * recipe.transfer.epochs for runner in runners)
-    rest = winner.seconds / max(winner.epochs, 1) * (recipe.transfer.epochs - winner.epochs)
+    course = _Course(make, data, cache, progress)
+    knn = _knn(make(recipe.backbone.weights), data, recipe, cache, progress)
+    candidates = [_Candidate(name, _with(recipe, name), folder / name) for name in recipe.race.candidates]
+    probe = next((candidate for candidate in candidates if candidate.strategy == "probe"), None)
+    networks = [candidate for candidate in candidates if candidate is not probe]
+    probe_seconds = _finish(probe, course) if probe else 0.0
+    part, epochs = _part(data, recipe)
+    for candidate in networks:
+        _try(candidate, replace(course, data=part), epochs, len(data.train))
+    networks.sort(key=lambda candidate: _worth(candidate.trial), reverse=True)
+    grid = probe_seconds + recipe.transfer.epochs * sum(c.epoch_seconds for c in networks)
+    winner, why = _decided(probe, [c for c in networks if not c.failed], course, recipe, grid)
+    if winner is None:
+        reasons = "; ".join(f"{c.strategy}: {c.failed}" for c in candidates)
+        raise TrainingError(f"no candidate of the race could be trained ({reasons})")
+    for candidate in candidates:
+        shutil.rmtree(candidate.folder / "trial", ignore_errors=True)
+        if candidate is not winner:
+            shutil.rmtree(candidate.folder, ignore_errors=True)
+    progress.say(f"race: {winner.strategy}, {why}")
     evidence = {
         "chosen": winner.strategy,
-        "why": f"best {recipe.metric} on val after {winner.epochs} of {recipe.transfer.epochs} epochs",
-        "knn_probe": score,
-        "rungs": rungs,
-        "epochs": {runner.strategy: runner.epochs for runner in runners},
-        "seconds": {runner.strategy: round(runner.seconds, 2) for runner in runners},
+        "why": why,
+        "knn_probe": knn,
+        "trial": {"samples": len(part.train), "epochs": epochs, "val": _shown(networks, "trial", recipe)},
+        "val": _shown(candidates, "final", recipe),
+        "failed": {c.strategy: c.failed for c in candidates if c.failed},
+        "epoch_seconds": {c.strategy: round(c.epoch_seconds, 3) for c in networks},
         "race_seconds": round(time.monotonic() - started, 2),
         "grid_seconds_estimated": round(grid, 2),
-        "share_estimated": round((sum(r.seconds for r in runners) + rest) / max(grid, 1e-9), 3),
     }
     return Raced(winner.recipe, winner.folder, evidence)
+
+
+def _decided(
+    probe: _Candidate | None, networks: list[_Candidate], course: _Course, recipe: Recipe, grid: float
+) -> tuple[_Candidate | None, str]:
+    """The winner and why. Networks come in the order of their trial; one that fails on all samples gives way to the next."""
+    standing = probe if probe and not probe.failed else None
+    for network in networks:
+        if standing is None:
+            best = "best" if len(networks) > 1 else "only one"
+            return network, f"{best} on val after the trial on a part of the training data"
+        share = network.epoch_seconds * recipe.transfer.epochs / max(grid, 1e-9)
+        if share > recipe.race.share:
+            told = f"{network.strategy} would take {share:.0%} of the grid's time (race.share {recipe.race.share:.0%})"
+            if _worth(network.trial) > _worth(standing.final):
+                return network, f"after its trial better than the finished probe, though {told}"
+            return (
+                standing,
+                f"after its trial {network.strategy} is no better than the finished probe, and {told}",
+            )
+        _finish(network, course)
+        if not network.failed:
+            won = max((standing, network), key=lambda candidate: _worth(candidate.final))
+            other = network if won is standing else standing
+            return won, f"better on val than {other.strategy}, both trained to their end"
+    return standing, "the only one that could be trained"
 
 
 def _with(recipe: Recipe, strategy: str) -> Recipe:
@@ -111,44 +147,76 @@ def _with(recipe: Recipe, strategy: str) -> Recipe:
     return recipe.model_copy(update={"transfer": chosen})
 
 
-def _rungs(candidates: int, recipe: Recipe) -> list[int]:
-    """Epochs (of the whole schedule) at which candidates are compared, the last with two or fewer left.
-
-    With k candidates and a share s of the grid's k * E epochs, the winner's own E is spent anyway: what is left,
-    (s * k - 1) * E, is divided among the losers' rungs.
-    """
-    epochs, eta = recipe.transfer.epochs, recipe.race.eta
-    standing, left = [], candidates
-    while left > 1:
-        standing.append(left)
-        left = max(1, left // eta)
-    spare = max((recipe.race.share * candidates - 1) * epochs, len(standing))
-    first = spare / max(sum(n - max(1, n // eta) for n in standing) * 1.5, 1)
-    found = [max(1, round(first * (rung + 1))) for rung in range(len(standing))]
-    return sorted({min(epoch, epochs) for epoch in found})
+def _part(data: Dataset, recipe: Recipe) -> tuple[Dataset, int]:
+    """The data with the part of train that a trial learns on, and for how many epochs."""
+    count = len(data.train)
+    passes = TRIAL * recipe.transfer.epochs
+    least = min(count, LEAST_UPDATES * recipe.transfer.batch_size)
+    rows = min(count, max(least, round(min(passes, 1.0) * count)))
+    labels = np.asarray(data.train.labels)
+    strata = labels if labels.dtype.kind in "iu" else np.zeros(count, np.int64)
+    drawn = splits.nested(strata, rows, recipe.seed)
+    report = data.report.model_copy(update={"sha256": f"{data.report.sha256}, {rows} of {count}"})
+    return replace(data, train=data.train.part(drawn), report=report), max(1, math.floor(passes))
 
 
-def _advance(
-    runner: _Runner,
-    until: int,
-    make: Callable[[str], Network],
-    data: Dataset,
-    cache: Path,
-    progress: Progress,
-) -> None:
+def _try(candidate: _Candidate, course: _Course, epochs: int, samples: int) -> None:
+    """Train on the part, without what needs a long schedule (averaged weights, patience); an epoch on all `samples`
+    is taken to cost in proportion."""
+    short = candidate.recipe.transfer.model_copy(update={"epochs": epochs, "ema": None, "patience": None})
+    recipe = candidate.recipe.model_copy(update={"transfer": short})
+    history = _trained(candidate, recipe, course, candidate.folder / "trial")
+    if history:
+        candidate.trial = _best(history, recipe)
+        seconds, images = (sum(entry[key] for entry in history) for key in ("train_seconds", "images"))
+        candidate.epoch_seconds = seconds / images * samples
+
+
+def _finish(candidate: _Candidate, course: _Course) -> float:
+    """Train to the end; the seconds that it took."""
     started = time.monotonic()
-    model = make("none" if runner.strategy == "scratch" else runner.recipe.backbone.weights)
-    fitted = finetune(
-        model, data, runner.recipe, folder=runner.folder, cache=cache, progress=progress, until=until
-    )
-    best = fitted.history[fitted.best_epoch - 1]["val"]
-    runner.value = float(best[runner.recipe.metric])
-    runner.epochs = len(fitted.history)
-    runner.seconds += time.monotonic() - started
+    history = _trained(candidate, candidate.recipe, course, candidate.folder)
+    if history:
+        candidate.final = _best(history, candidate.recipe)
+    return time.monotonic() - started
 
 
-def _worth(runner: _Runner, metric: str) -> float:
-    return runner.value if HIGHER_IS_BETTER[metric] else -runner.value
+def _trained(candidate: _Candidate, recipe: Recipe, course: _Course, folder: Path) -> list[dict[str, Any]]:
+    """The history of its training; empty, with the reason in `failed`, if it cannot be trained."""
+    source = "none" if candidate.strategy == "scratch" else recipe.backbone.weights
+    try:
+        fitted = finetune(
+            course.make(source),
+            course.data,
+            recipe,
+            folder=folder,
+            cache=course.cache,
+            progress=course.progress,
+        )
+    except (TrainingError, RecipeError, DataError) as error:
+        candidate.failed = str(error)
+        course.progress.warn(f"race: {candidate.strategy} is out: {error}")
+        return []
+    return fitted.history
+
+
+def _best(history: list[dict[str, Any]], recipe: Recipe) -> Score:
+    sign = 1.0 if HIGHER_IS_BETTER[recipe.metric] else -1.0
+    found = [(sign * entry["val"][recipe.metric], -entry["val"].get("log_loss", 0.0)) for entry in history]
+    return max(found, key=_worth)
+
+
+def _worth(score: Score | None) -> Score:
+    """A metric that is no number is worse than any."""
+    if score is None or not math.isfinite(score[0]):
+        return (-math.inf, -math.inf)
+    return score
+
+
+def _shown(candidates: list[_Candidate], which: str, recipe: Recipe) -> dict[str, float]:
+    sign = 1.0 if HIGHER_IS_BETTER[recipe.metric] else -1.0
+    scores = {candidate.strategy: getattr(candidate, which) for candidate in candidates}
+    return {name: sign * score[0] for name, score in scores.items() if score is not None}
 
 
 def _knn(model: Network, data: Dataset, recipe: Recipe, cache: Path, progress: Progress) -> float:
