@@ -6,12 +6,11 @@ belong to the task: pretraining and its weights are of the transformer alone.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from tlexport.errors import RecipeError
@@ -39,6 +38,12 @@ class Options(BaseModel):
     width: int = Field(192, ge=8, le=4096)
     depth: int = Field(2, ge=1, le=16)
     dropout: float = Field(0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Options:
+        if self.tokens % self.heads or self.tokens % 2:
+            raise ValueError(f"tokens {self.tokens} must be even and a multiple of heads ({self.heads})")
+        return self
 
 
 class Spec(network.Spec):
@@ -153,7 +158,7 @@ class Joint(Reader):
 
 
 def _stage(name: str) -> str:
-    """The stage of a parameter, by where it stands: encoder.layers.1.up.weight -> layer2."""
+    """The stage of a parameter, by where it stands: encoder.layers.1.mlp.0.weight -> layer2."""
     parts = name.split(".")
     if parts[0] != "encoder":
         return parts[0]
@@ -189,7 +194,7 @@ def describe(recipe: Recipe, data: Any) -> Spec:
         padding=prepared.padding,
         bits=prepared.bits,
         descriptors=_measured(data.train.inputs["descriptors"]) if prepared.bits else (),
-        options=_options(recipe.backbone.options),
+        options=network.sizes(Options, recipe.backbone.options),
     )
 
 
@@ -247,20 +252,3 @@ def pretext(model: Any, pretrain: Pretrain, data: Any) -> nn.Module:
     if not isinstance(model.backbone.encoder, smiles.Encoder):
         raise RecipeError(f"{model.spec.backbone} is not pretrained here; {NAME} is")
     return smiles.Masked(model.backbone.encoder, pretrain.mask)
-
-
-def _options(given: dict[str, Any]) -> Options:
-    try:
-        found = Options.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        near = difflib.get_close_matches(name, Options.model_fields, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(Options.model_fields)}"
-        told = known if first["type"] == "extra_forbidden" else first["msg"]
-        raise RecipeError(f"backbone.options.{name}: {told}") from error
-    if found.tokens % found.heads or found.tokens % 2:
-        raise RecipeError(
-            f"backbone.options.tokens: {found.tokens} must be even and a multiple of heads ({found.heads})"
-        )
-    return found

@@ -8,47 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tlexport.models.transformer import Block
+
 PAD, UNKNOWN, MASK = 0, 1, 2  # places in every vocabulary (modalities.molecule_preparation)
 SPECIAL = 3
 _HIDDEN = -1e4  # of attention to padding; within FP16
-
-
-class Attention(nn.Module):
-    """[B, L, W] -> [B, L, W]; `bias` [B, 1, 1, L] is added to the scores.
-
-    Three matrices, not one: TensorRT-RTX computes a joint one in FP32 though its graph says INT8.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = (
-            part(x).reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
-        )
-        weights = torch.softmax(q @ k.transpose(2, 3) * (width // self.heads) ** -0.5 + bias, dim=3)
-        found: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, length, width))
-        return found
-
-
-class Layer(nn.Module):
-    """Pre-norm attention and MLP (Xiong et al., arXiv 2002.04745)."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), bias))
-        found: Tensor = x + self.dropout(self.down(functional.gelu(self.up(self.norm2(x)))))
-        return found
 
 
 class Encoder(nn.Module):
@@ -59,7 +23,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.positions: Tensor
         self.register_buffer("positions", _sinusoids(length, width), persistent=False)
