@@ -258,6 +258,10 @@ class Race(Section):
         le=1,
         description="most of the full grid's training time that a network may take beside a probe that is trained to its end",
     )
+    audit: bool = Field(
+        False,
+        description="train every candidate to its end as well, and write the choice's regret and share of the time",
+    )
 
 
 class Pretrain(Section):

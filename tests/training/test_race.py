@@ -185,6 +185,30 @@ def test_where_nobody_can_be_trained_the_reasons_are_told(
         run(racing(table_recipe, ("probe", "full")), replace(table_data, val=one_class), tmp_path)
 
 
+def test_an_audit_trains_the_grid_and_tells_a_planted_regret(
+    table_recipe: Recipe, table_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = racing(table_recipe, ("probe", "full"), epochs=8)
+    recipe = plain.model_copy(update={"race": plain.race.model_copy(update={"audit": True})})
+    found = run(recipe, table_data, tmp_path / "right", make=blind)
+    grid = found.evidence["grid"]
+    assert found.evidence["chosen"] == "full" and set(grid) == {"probe", "full"}
+    assert found.evidence["regret"] == 0 and grid["full"] > grid["probe"] and found.evidence["time_share"] > 0
+    assert "regret" not in run(plain, table_data, tmp_path / "plain", make=blind).evidence
+    # The planted mistake: the decision is turned round, so the probe that sees nothing is chosen.
+    decided = race._decided
+
+    def turned(probe: Any, networks: Any, *rest: Any) -> Any:
+        decided(probe, networks, *rest)
+        return probe, "planted"
+
+    monkeypatch.setattr(race, "_decided", turned)
+    wrong = run(recipe, table_data, tmp_path / "wrong", make=blind).evidence
+    lost = wrong["grid"]["full"] - wrong["grid"]["probe"]
+    assert wrong["chosen"] == "probe"
+    assert wrong["regret"] == pytest.approx(lost / wrong["grid"]["full"]) and wrong["regret"] > 0.05
+
+
 def test_an_undefined_metric_is_worse_than_any() -> None:
     scores: list[race.Score | None] = [(float("nan"), 0.0), (-5.0, -9.0), None, (-4.0, float("-inf"))]
     assert max(scores, key=race._worth) == (-4.0, float("-inf"))

@@ -55,6 +55,7 @@ class _Candidate:
     trial: Score | None = None
     final: Score | None = None
     epoch_seconds: float = 0.0
+    seconds: float = 0.0  # of its training on all samples
     failed: str = ""
 
 
@@ -97,6 +98,8 @@ def race(
     if winner is None:
         reasons = "; ".join(f"{c.strategy}: {c.failed}" for c in candidates)
         raise TrainingError(f"no candidate of the race could be trained ({reasons})")
+    raced = time.monotonic() - started
+    audited = _audited(candidates, winner, course, raced) if recipe.race.audit else {}
     for candidate in candidates:
         shutil.rmtree(candidate.folder / "trial", ignore_errors=True)
         if candidate is not winner:
@@ -110,8 +113,9 @@ def race(
         "val": _shown(candidates, "final", recipe),
         "failed": {c.strategy: c.failed for c in candidates if c.failed},
         "epoch_seconds": {c.strategy: round(c.epoch_seconds, 3) for c in networks},
-        "race_seconds": round(time.monotonic() - started, 2),
+        "race_seconds": round(raced, 2),
         "grid_seconds_estimated": round(grid, 2),
+        **audited,
     }
     return Raced(winner.recipe, winner.folder, evidence)
 
@@ -178,7 +182,29 @@ def _finish(candidate: _Candidate, course: _Course) -> float:
     history = _trained(candidate, candidate.recipe, course, candidate.folder)
     if history:
         candidate.final = _best(history, candidate.recipe)
-    return time.monotonic() - started
+    candidate.seconds += time.monotonic() - started
+    return candidate.seconds
+
+
+def _audited(
+    candidates: list[_Candidate], winner: _Candidate, course: _Course, raced: float
+) -> dict[str, Any]:
+    """The full grid: every candidate to its end, what the choice cost against the best of them, and what time it took."""
+    before = winner.seconds
+    for candidate in candidates:
+        if candidate.final is None and not candidate.failed:
+            _finish(candidate, course)
+    finals = {c.strategy: c.final for c in candidates if c.final is not None}
+    best = max(finals.values(), key=_worth)[0]
+    regret = (
+        (best - finals[winner.strategy][0]) / max(abs(best), 1e-12) if winner.strategy in finals else None
+    )
+    grid = sum(candidate.seconds for candidate in candidates)
+    return {
+        "grid": _shown(candidates, "final", winner.recipe),
+        "regret": regret,
+        "time_share": round((raced + winner.seconds - before) / max(grid, 1e-9), 3),
+    }
 
 
 def _trained(candidate: _Candidate, recipe: Recipe, course: _Course, folder: Path) -> list[dict[str, Any]]:
