@@ -19,6 +19,7 @@ TINY = (
     "backbone.options={tokens: 16, layers: 1, fingerprint: 16, members: 2, width: 16, depth: 1}",
     "data.molecule.max_length=32",
     "transfer.epochs=3",
+    "data.split.test=0.3",
     "verify.resamples=200",
 )
 

@@ -33,7 +33,7 @@ DATA = {
     "drug-activity": "molecules/bace.csv",
     "drug-property": "molecules/delaney-processed.csv",
     "drug-tox21": "molecules/tox21.csv",
-    "molecule-pretrain": "molecules/zinc_clean_leads_100k.csv.gz",
+    "molecule-pretrain": "molecules/delaney-processed.csv",
 }
 EXTRA = {"tabular": "lightgbm", "molecule": "rdkit"}
 Run = Callable[..., Ended]

@@ -251,6 +251,9 @@ def test_samples_that_cannot_be_read_are_named(tmp_path: Path, capfd: pytest.Cap
     ):
         molecule.samples(str(tmp_path / "new.smi"), description)
     assert capfd.readouterr().err == ""
+    (tmp_path / "empty.smi").write_text("\n")
+    with pytest.raises(DataError, match="holds no molecules"):
+        molecule.samples(str(tmp_path / "empty.smi"), description)
     pl.DataFrame({"drug": ["CCO"]}).write_csv(tmp_path / "other.csv")
     with pytest.raises(DataError, match="no column named 'smiles'; the columns are: drug"):
         molecule.samples(str(tmp_path / "other.csv"), description)

@@ -106,7 +106,7 @@ def vocabulary(molecules: Iterable[str]) -> tuple[str, ...]:
 
 
 def from_description(description: Mapping[str, Any]) -> Preparation:
-    """Raises DataError for a description that is not of molecules, or made by another RDKit."""
+    """Raises DataError for a description that is not of molecules."""
     fields = {key: value for key, value in description.items() if key in Preparation.model_fields}
     if lacking := [
         key for key, field in Preparation.model_fields.items() if field.is_required() and key not in fields
