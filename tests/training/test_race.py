@@ -185,6 +185,18 @@ def test_where_nobody_can_be_trained_the_reasons_are_told(
         run(racing(table_recipe, ("probe", "full")), replace(table_data, val=one_class), tmp_path)
 
 
+def test_a_trial_does_not_choose_between_partial_and_full() -> None:
+    """Full starts slower than partial on few samples and wins on all (digits); scratch has to beat both to come first."""
+
+    def candidate(strategy: Any, value: float) -> race._Candidate:
+        return race._Candidate(strategy, None, Path(), trial=(value, 0.0))  # type: ignore[arg-type]
+
+    few = [candidate("scratch", 0.1), candidate("partial", 0.5), candidate("full", 0.1)]
+    assert [c.strategy for c in race._ordered(few)] == ["full", "partial", "scratch"]
+    few[0].trial = (0.6, 0.0)
+    assert [c.strategy for c in race._ordered(few)] == ["scratch", "full", "partial"]
+
+
 def test_an_undefined_metric_is_worse_than_any() -> None:
     scores: list[race.Score | None] = [(float("nan"), 0.0), (-5.0, -9.0), None, (-4.0, float("-inf"))]
     assert max(scores, key=race._worth) == (-4.0, float("-inf"))
