@@ -213,7 +213,8 @@ class Transfer(Section):
     """How the backbone is fitted to the task."""
 
     strategy: Strategy = Field(
-        "full", description="auto races the others on a part of the epochs and keeps the best"
+        "full",
+        description="auto trains a probe and the network that a short trial chooses, and keeps the better",
     )
     loss: Literal["auto", "cross_entropy", "mse", "huber", "qlike"] = Field(
         "auto", description="auto: cross-entropy for classes, mean squared error for values"
@@ -244,7 +245,7 @@ class Transfer(Section):
 
 
 class Race(Section):
-    """How `strategy: auto` finds its strategy: tried on a part of the training data, then trained to the end."""
+    """How `strategy: auto` finds its strategy: a probe and one network, chosen by a trial, are trained to their end."""
 
     candidates: tuple[Literal["probe", "partial", "full", "scratch"], ...] = (
         "probe",
@@ -256,7 +257,8 @@ class Race(Section):
         0.4,
         gt=0,
         le=1,
-        description="most of the full grid's training time that a network may take beside a probe that is trained to its end",
+        description="most of the full grid's training time that the race may take, the winner's own training included: "
+        "its schedule is cut to fit",
     )
     audit: bool = Field(
         False,

@@ -164,4 +164,11 @@ def test_the_library_does_what_the_command_does(tmp_path: Path) -> None:
     assert again.chosen == made.chosen and sum(again.seconds.values()) < 0.5 * sum(made.seconds.values())
     with pytest.raises(tlexport.TlexportError):
         tlexport.build(tmp_path / "nothing", bundle=tmp_path / "b")
-    assert set(tlexport.__all__) == {"TlexportError", "__version__", "build", "finetune", "pretrain"}
+    assert set(tlexport.__all__) == {
+        "TlexportError",
+        "__version__",
+        "build",
+        "finetune",
+        "predict",
+        "pretrain",
+    }
