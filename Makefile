@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= all,datasets,dev
 BIN := $(VENV)/bin
+# Two processes of one thread each: networks this small are slower on more threads than on one.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
@@ -18,17 +20,17 @@ demo: $(STAMP)
 	$(BIN)/tlexport build runs/digits-quickstart --target cpu --target sm89 --out bundles/digits-quickstart
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 # The suite without the optional extras, in an environment of its own.
 test-core:
 	$(MAKE) VENV=.venv-core EXTRAS=dev core-suite
 
 core-suite: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
