@@ -70,6 +70,7 @@ def test_it_learns_and_its_graph_says_the_same(task: str) -> None:
 
 
 def test_it_reads_whether_a_substructure_is_there_and_not_how_often() -> None:
+    pytest.importorskip("skl2onnx")
     data = data_of("binary")
     (found,) = baselines.fit("molecule", data, ("forest",), seed=0, progress=Silent())
     assert found.graph is not None
@@ -83,6 +84,7 @@ def test_it_reads_whether_a_substructure_is_there_and_not_how_often() -> None:
 
 
 def test_a_label_that_never_changes_is_served_but_has_no_graph() -> None:
+    pytest.importorskip("skl2onnx")
     data = data_of("multilabel")
     data.train.labels[:, 2] = np.minimum(data.train.labels[:, 2], 0)
     (found,) = baselines.fit("molecule", data, ("forest",), seed=0, progress=Silent())
