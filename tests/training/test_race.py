@@ -157,7 +157,7 @@ def test_the_race_keeps_to_its_share(table_recipe: Recipe, table_data: Dataset, 
     )
     found = run(recipe, table_data, tmp_path, blind).evidence
     if found["chosen"] in found["epoch_seconds"] and found["chosen"] in found["val"]:
-        assert 20 <= found["epochs"]
+        assert found["epochs"] >= 20
         network_seconds = found["epochs"] * found["epoch_seconds"][found["chosen"]]
         assert network_seconds <= 0.3 * found["grid_seconds_estimated"] + 0.02
 
