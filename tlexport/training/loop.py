@@ -117,6 +117,7 @@ def fit(
         state.history[-1]["lr"] = transfer.lr * schedule.rate(
             (epoch + 1) * per_epoch - 1, per_epoch * transfer.epochs, transfer.warmup
         )
+        state.history[-1]["seconds"] = time.monotonic() - started  # with validation
         state.scaler = scaler.state_dict()
         states.save(folder / "state.safetensors", state, network, averaged, optimizer)
         write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in state.history))

@@ -205,14 +205,18 @@ def _part(data: Dataset, recipe: Recipe) -> tuple[Dataset, int]:
 
 def _try(candidate: _Candidate, course: _Course, epochs: int, samples: int) -> None:
     """Train on the part, without what needs a long schedule (averaged weights, patience); an epoch on all `samples`
-    is taken to cost in proportion."""
+    is taken to cost in proportion, and validation as much as here."""
     short = candidate.recipe.transfer.model_copy(update={"epochs": epochs, "ema": None, "patience": None})
     recipe = candidate.recipe.model_copy(update={"transfer": short})
     history = _trained(candidate, recipe, course, candidate.folder / "trial")
     if history:
         candidate.trial = _best(history, recipe)
-        seconds, images = (sum(entry[key] for entry in history) for key in ("train_seconds", "images"))
-        candidate.trial_seconds, candidate.epoch_seconds = seconds, seconds / images * samples
+        whole, training, images = (
+            sum(entry[key] for entry in history) for key in ("seconds", "train_seconds", "images")
+        )
+        validating = (whole - training) / len(history)
+        candidate.trial_seconds = whole
+        candidate.epoch_seconds = training / images * samples + validating
 
 
 def _finish(candidate: _Candidate, course: _Course) -> float:
