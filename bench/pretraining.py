@@ -25,7 +25,7 @@ from tlexport.modalities.metrics import HIGHER_IS_BETTER
 
 TIMEOUT = 3000.0  # of one command
 DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
-SIZES = (50, 200, 1000, None)  # training rows; None: all
+SIZES = (50, 200, 1000, 0)  # training rows; 0: all
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ CURVES = {
 
 
 def measured(
-    name: str, data: Path, work: Path, seeds: list[int], sizes: list[int | None], quick: bool
+    name: str, data: Path, work: Path, seeds: list[int], sizes: list[int], quick: bool
 ) -> dict[str, Any]:
     """Every size and seed of one curve, both ways."""
     curve = CURVES[name]
@@ -135,12 +135,15 @@ def main() -> None:
         "--only", nargs="+", choices=list(CURVES), help="some of the curves; results are merged"
     )
     parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=list(SIZES), help="labelled training rows; 0: all of them"
+    )
     parser.add_argument("--work", type=Path, help="keep runs here (default: a temporary directory)")
     options = parser.parse_args()
     started, document = time.monotonic(), stamp("pretraining", parser, options)
     out = destination("pretraining", options)
     seeds = list(range(1 if options.quick else options.seeds))
-    sizes: list[int | None] = [50, None] if options.quick else list(SIZES)
+    sizes = [50, 0] if options.quick else options.sizes
     with tempfile.TemporaryDirectory(prefix="tlexport-pretraining-") as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
