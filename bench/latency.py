@@ -7,7 +7,8 @@ Sessions are timed, not wrappers: inputs and outputs are bound, torch's are read
 all, whichever is faster at batch 1; torch's candidates share the number that is best for eager. Each network has a process
 of its own. In it torch is timed alone (`torch_beside_others`, the judging times over these, should be near 1: nobody slows
 torch down), then a first timing chooses as a build does (fastest median; candidates take turns), and a second, independent
-one judges the choice. Needs a C++ compiler (torch.compile). At most 15 minutes a network, usually four.
+one judges the choice. With --only networks of one kind, images or not, the file's results of the other
+kind stay. Needs a C++ compiler (torch.compile). At most 15 minutes a network, usually four.
 
 Result: `models` and `small_models` {name: {chosen, chosen_fp32, variants {name: {receipt, max_abs_error, decisions_kept}},
 refused, threads, dropped, percentiles_ms, best, torch_best, torch_beside_others, torch_alone_ms, first_ms, second_ms
@@ -87,9 +88,14 @@ def main() -> None:
         for kind in ("all", "fp32_only")
         if images
     }
-    document |= {"models": images, "small_models": small, "geometric_mean": means, "failed": failed}
     show(models, means)
-    finish(document, goals_of(images, small, means), destination("latency", options), started)
+    out = destination("latency", options)
+    if options.only and out.is_file():
+        held = json.loads(out.read_text())
+        small = small or held.get("small_models", {})
+        images, means = (images, means) if images else (held["models"], held["geometric_mean"])
+    document |= {"models": images, "small_models": small, "geometric_mean": means, "failed": failed}
+    finish(document, goals_of(images, small, means), out, started)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
 

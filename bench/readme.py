@@ -170,8 +170,8 @@ def strategies(found: dict[str, Any]) -> list[str]:
 
 
 def command(document: dict[str, Any]) -> str:
-    """Accuracy's cases may come from several calls; one without arguments makes them all."""
-    merges = document["program"] in ("accuracy", "scenarios", "pretraining", "strategies")
+    """Some programs' cases may come from several calls; one without arguments makes them all."""
+    merges = document["program"] in ("accuracy", "scenarios", "pretraining", "strategies", "latency")
     return f"python bench/{document['program']}.py" if merges else str(document["command"])
 
 
