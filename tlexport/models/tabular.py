@@ -90,15 +90,15 @@ class Cells(nn.Module):
 
     def encoded(self, cells: Tensor) -> Tensor:
         """[B, F] -> [B, numeric, bins + 1]: how far each bin is filled, and the missing flag."""
-        x = cells[:, self.numeric]
+        x = cells.index_select(1, self.numeric)  # one Gather in the graph, where indexing becomes four nodes
         missing = torch.isnan(x)
-        x = torch.where(missing, self.middle.expand_as(x), x)
+        x = torch.where(missing, self.middle, x)
         filled = ((x[:, :, None] - self.low) / self.width).clamp(0.0, 1.0)
         return torch.cat([filled, missing.float()[:, :, None]], dim=2)
 
     def matched(self, cells: Tensor) -> Tensor:
         """[B, F] -> [B, categorical, most + 2]: one-hot over the vocabulary, unknown, missing."""
-        x = cells[:, self.categorical]
+        x = cells.index_select(1, self.categorical)
         missing = torch.isnan(x).float()[:, :, None]
         hit = (x[:, :, None] == self.codes).float()
         unknown = 1.0 - hit.sum(dim=2, keepdim=True) - missing
@@ -138,7 +138,11 @@ class Ensemble(nn.Module):
         for linear, scale_in, scale_out, shift in zip(
             self.linears, self.scales_in, self.scales_out, self.shifts, strict=True
         ):
-            x = self.dropout(torch.relu(linear(x * scale_in) * scale_out + shift))
+            assert isinstance(linear, nn.Linear)
+            # The bias is scaled apart from the input, so that the graph holds it as a constant.
+            bias = linear.bias * scale_out + shift
+            product = functional.linear(x * scale_in, linear.weight)
+            x = self.dropout(torch.relu(product * scale_out + bias))
         return x
 
 
