@@ -56,6 +56,14 @@ TIMES_EAGER = 10.0  # goal of the tabular networks
 TIMEOUT = 900.0  # of one network, all included
 TOLERANCE = 1e-3  # of FP32 candidates' probabilities against eager
 BLOCK = latency.TURNS.counted
+KINDS = ("models", "small_models")
+WHERE = (
+    "date",
+    "git",
+    "machine",
+    "versions",
+    "quick",
+)  # stands with each network: they may come from several calls
 
 
 def main() -> None:
@@ -81,6 +89,7 @@ def main() -> None:
             failed[name] = str(error)
             say(f"{name}: {error}")
     draws = {name: of.pop("draws") for name, of in models.items()}
+    models = {name: of | {key: document[key] for key in WHERE} for name, of in models.items()}
     small = {name: of for name, of in models.items() if name in SMALL}
     images = {name: of for name, of in models.items() if name not in SMALL}
     means = {
@@ -92,8 +101,10 @@ def main() -> None:
     out = destination("latency", options)
     if options.only and out.is_file():
         held = json.loads(out.read_text())
-        small = small or held.get("small_models", {})
-        images, means = (images, means) if images else (held["models"], held["geometric_mean"])
+        where = {key: held[key] for key in WHERE}
+        kept = {kind: {name: where | of for name, of in held.get(kind, {}).items()} for kind in KINDS}
+        small = small or kept["small_models"]
+        images, means = (images, means) if images else (kept["models"], held["geometric_mean"])
     document |= {"models": images, "small_models": small, "geometric_mean": means, "failed": failed}
     finish(document, goals_of(images, small, means), out, started)
     if failed:
