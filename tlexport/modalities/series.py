@@ -18,15 +18,13 @@ from pydantic import ValidationError
 
 from tlexport import recipe
 from tlexport.errors import DataError, RecipeError
-from tlexport.modalities import market, series_windows, splits, tables
+from tlexport.modalities import labels, market, series_windows, splits, tables
 from tlexport.modalities.dataset import DataReport, DataWarning
 from tlexport.modalities.market import Market
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 from tlexport.modalities.series_windows import CLASSES, LEAST_VARIANCE, Samples, SeriesData, Split, Windows
 
 __all__ = ["HIGHER_IS_BETTER", "METRICS", "load", "samples"]
-
-RARE = 0.25  # a class below this share is told
 
 
 def load(
@@ -52,12 +50,12 @@ def load(
     report = DataReport(
         source=data.path,
         samples={name: len(split) for name, split in made.items()},
-        counts={name: _counts(split, names, kind) for name, split in made.items()},
+        counts={name: labels.counts(split.labels, names, kind) for name, split in made.items()},
         split_origin=origin,
         groups={n: len(np.unique(s.groups)) for n, s in made.items() if s.groups is not None},
         problems=(*found.problems, *_short(found, windows)),
         sha256=_fingerprint(made, windows),
-        notes=(*found.notes, *_notes(every, made, windows, purged, kind)),
+        notes=(*found.notes, *_notes(every, made, windows, purged, names, kind)),
     )
     return SeriesData(**made, task=kind, class_names=names, preprocessing=windows, report=report)
 
@@ -163,12 +161,12 @@ def _divided(
     last = every.origins[rows["test"]].max()
     purged = int((every.origins <= last).sum()) - inside
     rows["train"] = rows["train"][_strided(every, rows["train"], data.series.stride)]
-    labels = every.labels if every.labels.ndim == 1 else np.zeros(len(every.labels), np.int64)
+    strata = labels.strata(every.labels)
     if data.limit:
-        rows = {name: of[splits.subset(labels[of], data.limit, seed)] for name, of in rows.items()}
+        rows = {name: of[splits.subset(strata[of], data.limit, seed)] for name, of in rows.items()}
     if data.train_size:
         train = rows["train"]
-        rows["train"] = train[splits.nested(labels[train], data.train_size, seed)]
+        rows["train"] = train[splits.nested(strata[train], data.train_size, seed)]
     return rows, origin, purged
 
 
@@ -197,24 +195,13 @@ def _split(every: Samples, rows: NDArray[np.int64], days: NDArray[Any], windows:
     )
 
 
-def _counts(split: Split, names: tuple[str, ...], kind: str) -> dict[str, int]:
-    if kind != "binary":
-        return {}
-    counts = np.bincount(split.labels, minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts, strict=True)}
-
-
-def _notes(every: Samples, made: dict[str, Split], windows: Windows, purged: int, kind: str) -> list[str]:
+def _notes(
+    every: Samples, made: dict[str, Split], windows: Windows, purged: int, names: tuple[str, ...], kind: str
+) -> list[str]:
     notes = [f"forecast: {windows.meaning()}", f"{purged} samples between the splits were purged"]
     if kind == "regression" and (floored := int((every.labels <= LEAST_VARIANCE).sum())):
         notes.append(f"{floored} variances below {LEAST_VARIANCE:g} count as that (days without a move)")
-    if kind == "binary":
-        share = float(made["train"].labels.mean())
-        if min(share, 1 - share) < RARE:
-            notes.append(
-                f"classes are imbalanced: {CLASSES[windows.target][1]} is {share:.1%} of train (transfer.balance)"
-            )
-    return notes
+    return notes + labels.imbalance(made["train"].labels, names, kind)
 
 
 def _fingerprint(made: dict[str, Split], windows: Windows) -> str:

@@ -179,15 +179,9 @@ def describe(recipe: Recipe, data: Any) -> Spec:
             f"{name} does not read the tokens of data.molecule.tokenizer={recipe.data.molecule.tokenizer}"
         )
     tokens = data.train.inputs["tokens"]
-    values = np.asarray(data.train.labels, np.float64)
-    regression = data.task == "regression"
     return Spec(
         backbone=name,
-        classes=max(len(data.class_names), 1),
-        task=data.task,
-        dropout=recipe.backbone.dropout,
-        center=tuple(values.mean(axis=0).tolist()) if regression else (),
-        scale=tuple(np.maximum(values.std(axis=0), 1e-12).tolist()) if regression else (),
+        **network.task_fields(recipe, data),
         vocabulary=prepared.vocabulary,
         length=prepared.length,
         config=huggingface.configured(name, prepared.length, tokens) if foreign else {},
@@ -224,9 +218,7 @@ def prepare(model: Any, data: Any) -> None:
 def published(spec: Spec) -> Found:
     if spec.config:
         return huggingface.published(spec.backbone)
-    raise RecipeError(
-        f"nobody publishes weights of {spec.backbone}; use backbone.weights=none, or a run made by tlexport pretrain"
-    )
+    raise network.unpublished(spec)
 
 
 def align(tensors: dict[str, Tensor], source: Spec, spec: Spec) -> tuple[dict[str, Tensor], list[str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from tlexport.errors import RecipeError
+from tlexport.recipe import Recipe
 
 Task = Literal["binary", "multiclass", "multilabel", "regression", "pretrain"]
 Stages = list[tuple[str, list[str]]]
@@ -108,6 +110,30 @@ class ServingModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.model.answer(self.model(*inputs))
+
+
+def task_fields(recipe: Recipe, data: Any, link: Literal["identity", "log"] = "identity") -> dict[str, Any]:
+    """A Spec's fields that follow from the recipe and the training labels, whatever the modality."""
+    regression = data.task == "regression"
+    fields = {
+        "classes": max(len(data.class_names), 1),
+        "task": data.task,
+        "dropout": recipe.backbone.dropout,
+        "link": link if regression else "identity",
+    }
+    if not regression:
+        return fields
+    values = np.asarray(data.train.labels, np.float64)
+    values = np.log(values) if link == "log" else values
+    spread = np.maximum(values.std(axis=0), 1e-6 if link == "log" else 1e-12)
+    return fields | {"center": tuple(values.mean(axis=0).tolist()), "scale": tuple(spread.tolist())}
+
+
+def unpublished(spec: Spec) -> RecipeError:
+    """What to tell where a backbone's weights are asked for and nobody publishes any."""
+    return RecipeError(
+        f"nobody publishes weights of {spec.backbone}; use backbone.weights=none, or a run made by tlexport pretrain"
+    )
 
 
 def sizes(kind: type[Sizes], given: dict[str, Any]) -> Sizes:

@@ -204,16 +204,9 @@ def describe(recipe: Recipe, data: Any) -> Spec:
             f"data.series.window={windows.window} is shorter than {max(options.patch, TERMS[-1])} days, "
             "what the network averages over"
         )
-    regression = data.task == "regression"
-    logs = np.log(np.asarray(data.train.labels, np.float64)) if regression else np.zeros((1, 1))
     return Spec(
         backbone=NAME,
-        classes=max(len(data.class_names), 1),
-        task=data.task,
-        dropout=recipe.backbone.dropout,
-        link="log" if regression else "identity",
-        center=tuple(logs.mean(axis=0).tolist()) if regression else (),
-        scale=tuple(np.maximum(logs.std(axis=0), 1e-6).tolist()) if regression else (),
+        **network.task_fields(recipe, data, link="log"),
         channels=windows.channels,
         window=windows.window,
         target=windows.target,
@@ -248,9 +241,7 @@ def prepare(model: Any, data: Any) -> None:
 
 
 def published(spec: Spec) -> Found:
-    raise RecipeError(
-        f"nobody publishes weights of {spec.backbone}; use backbone.weights=none, or a run made by tlexport pretrain"
-    )
+    raise network.unpublished(spec)
 
 
 def align(tensors: dict[str, Tensor], source: Spec, spec: Spec) -> tuple[dict[str, Tensor], list[str]]:

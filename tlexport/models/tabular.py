@@ -193,15 +193,9 @@ def describe(recipe: Recipe, data: Any) -> Spec:
     """The spec for the data's columns. Raises RecipeError for another backbone's name or unknown options."""
     if recipe.backbone.name != NAME:
         raise RecipeError(f"no tabular backbone {recipe.backbone.name!r} (there is: {NAME})")
-    values = np.asarray(data.train.labels, np.float64)
-    regression = data.task == "regression"
     return Spec(
         backbone=NAME,
-        classes=max(len(data.class_names), 1),
-        task=data.task,
-        dropout=recipe.backbone.dropout,
-        center=tuple(values.mean(axis=0).tolist()) if regression else (),
-        scale=tuple(np.maximum(values.std(axis=0), 1e-12).tolist()) if regression else (),
+        **network.task_fields(recipe, data),
         columns=tuple((column.name, column.codes()) for column in data.preprocessing.columns),
         options=network.sizes(Options, recipe.backbone.options),
     )
@@ -231,9 +225,7 @@ def prepare(model: Any, data: Any) -> None:
 
 
 def published(spec: Spec) -> Found:
-    raise RecipeError(
-        f"nobody publishes weights of {spec.backbone}; use backbone.weights=none, or a run made by tlexport pretrain"
-    )
+    raise network.unpublished(spec)
 
 
 def align(tensors: dict[str, Tensor], source: Spec, spec: Spec) -> tuple[dict[str, Tensor], list[str]]:
