@@ -277,25 +277,6 @@ def largest_first(
     )
 
 
-def folds(labels: NDArray[Any], count: int, seed: int, groups: NDArray[Any] | None = None) -> list[Indices]:
-    """The test rows of each of `count` folds, sorted: scikit-learn's StratifiedKFold(count, shuffle=True, random_state=seed),
-    so that numbers compare with published ones; StratifiedGroupKFold with groups.
-
-    Raises DataError if a class, or the groups, are too few.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    strata = _strata(labels, 1 / count)
-    rarest = int(np.unique(strata, return_counts=True)[1].min())
-    units = rarest if groups is None else len(np.unique(groups))
-    if units < count:
-        what = "samples of the rarest class" if groups is None else "groups"
-        raise DataError(f"data.split.folds={count} needs as many {what}, and there are {units}")
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    drawn = kind(count, shuffle=True, random_state=seed).split(np.zeros(len(strata)), strata, groups)
-    return [np.sort(test).astype(np.int64) for _, test in drawn]
-
-
 def nested(labels: NDArray[Any], count: int, seed: int) -> Indices:
     """`count` sorted indices, or all if there are fewer: each class by its share, and at least one of each.
 
