@@ -298,6 +298,16 @@ class Calibration(Section):
     samples: int = Field(256, ge=1)
 
 
+class Search(Section):
+    """How the fastest graph within gates.max_drop is found. It looks at validation samples: the test split stays unseen."""
+
+    enabled: bool = Field(
+        True, description="off: every layer in the precision that was asked for, come what may"
+    )
+    samples: int = Field(1000, ge=16, description="validation samples that judge a candidate")
+    evaluations: float = Field(12, ge=3, description="most passes over those samples, sensitivities included")
+
+
 class Gates(Section):
     """Limits that fail a variant. `max_drop` is held against the unfavourable end of the interval."""
 
@@ -355,6 +365,7 @@ class Recipe(Section):
     precision: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
     calibration: Calibration = Calibration()
     targets: tuple[str, ...] = ("cpu",)
+    search: Search = Search()
     gates: Gates = Gates()
     verify: Verify = Verify()
     bench: Bench = Bench()

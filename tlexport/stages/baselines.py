@@ -154,8 +154,8 @@ def _nested(
     checkpoint.save_graph(nested / "checkpoint", fitted.graph, f"baseline/{fitted.name}", data.task, extra)
     reference.keep(
         nested / "reference",
-        data,
-        fitted.test,
+        reference.Judged(data.test, fitted.test),
+        data.train,
         samples=recipe.calibration.samples,
         seed=recipe.seed,
         fields=fitted.inputs,

@@ -83,7 +83,14 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
         notes=tuple(data.report.notes),
     )
     _keep(run, model, data, result, folder)
-    reference.keep(run / "reference", data, outputs, samples=recipe.calibration.samples, seed=recipe.seed)
+    reference.keep(
+        run / "reference",
+        reference.Judged(data.test, outputs),
+        data.train,
+        samples=recipe.calibration.samples,
+        seed=recipe.seed,
+        validation=_validation(model, data, recipe),
+    )
     record.finish(result, outputs=[run / "checkpoint", run / "reference"])
     for state in (run / "training").rglob("state.safetensors"):
         state.unlink()
@@ -102,8 +109,9 @@ def _config(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """All that decides the checkpoint: the recipe's part, the data's contents, the weights file's contents."""
     document = recipe.model_dump(
         mode="json",
-        include={"modality", "task", "metric", "seed", "data", "backbone", "transfer", "calibration"},
+        include={"modality", "task", "metric", "seed", "data", "backbone", "transfer"},
     )
+    document["samples"] = {"calibration": recipe.calibration.samples, "validation": recipe.search.samples}
     document["race"] = recipe.race.model_dump(mode="json") if recipe.transfer.strategy == "auto" else None
     document["data_sha256"] = data.report.sha256
     source = Path(recipe.backbone.weights)
@@ -141,6 +149,12 @@ def _model(recipe: Recipe, data: Dataset, source: str) -> tuple[Network, Weights
     module.prepare(model, data)
     report = weights.load(model, source, allow_mismatch=recipe.backbone.allow_mismatch)
     return model, WeightsSummary.model_validate(report.model_dump(include=set(WeightsSummary.model_fields)))
+
+
+def _validation(model: Network, data: Dataset, recipe: Recipe) -> reference.Judged:
+    """What quantisation may look at while it searches."""
+    split = data.val.part(reference.drawn(data.val, recipe.search.samples, recipe.seed))
+    return reference.Judged(split, served(model, split, torch.device("cpu")))
 
 
 def _keep(run: Run, model: Network, data: Dataset, result: FinetuneResult, training: Path) -> None:
