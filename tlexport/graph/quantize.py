@@ -32,6 +32,12 @@ def tensors_to_calibrate(model: onnx.ModelProto, flavour: Flavour) -> list[str]:
     return _activations(model.graph, flavour, _chosen(model.graph, flavour, ()))
 
 
+def products(model: onnx.ModelProto, flavour: Flavour) -> list[str]:
+    """Names of the Conv, Gemm and MatMul that `quantize` takes, in the graph's order."""
+    chosen = _chosen(model.graph, flavour, ())
+    return [node.name for node in model.graph.node if node.name in chosen]
+
+
 def quantize(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range],

@@ -8,7 +8,7 @@ import numpy as np
 
 from tlexport import baselines
 from tlexport.errors import DataError
-from tlexport.evidence import stats
+from tlexport.evidence import comparison, stats
 from tlexport.modalities import MODALITIES, metrics, reference
 from tlexport.modalities.dataset import Dataset
 from tlexport.models import checkpoint
@@ -85,20 +85,8 @@ def _judged(
 
 def _lead(run: Run, recipe: Recipe, outputs: np.ndarray) -> stats.Interval:
     """How much better the fine-tuned model is on the same resamples of the test split."""
-    folder = run / "reference"
-    labels = np.load(folder / "labels.npy", allow_pickle=False)
-    groups = folder / "groups.npy"
-    prepare = metrics.METRICS[recipe.metric]
-    return stats.paired_bootstrap(
-        prepare(labels, np.load(folder / "outputs.npy", allow_pickle=False)),
-        prepare(labels, outputs),
-        len(labels),
-        resamples=recipe.verify.resamples,
-        confidence=recipe.verify.confidence,
-        seed=recipe.seed,
-        sign=1.0 if metrics.HIGHER_IS_BETTER[recipe.metric] else -1.0,
-        groups=np.load(groups, allow_pickle=False) if groups.is_file() else None,
-    )
+    rule = comparison.Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
+    return comparison.Comparison.read(run / "reference", rule).drop(outputs)
 
 
 def _verdict(metric: str, value: float | None, lead: stats.Interval) -> str:

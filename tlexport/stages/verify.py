@@ -9,7 +9,7 @@ import numpy as np
 
 from tlexport.backends import registry
 from tlexport.errors import CompileError, ExportError
-from tlexport.evidence import parity, stats
+from tlexport.evidence import comparison, parity, stats
 from tlexport.graph import inspect, trace
 from tlexport.modalities import metrics
 from tlexport.models.checkpoint import describe_checkpoint
@@ -44,8 +44,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
     result = VerifyResult(
         run=str(run.path),
         metric=recipe.metric,
-        reference=judge.value,
-        samples=len(judge.labels),
+        reference=judge.reference.value,
+        samples=len(judge.reference),
         confidence=recipe.verify.confidence,
         gates=recipe.gates.model_dump(),
         variants=tuple(variants),
@@ -60,19 +60,9 @@ class Judge:
 
     def __init__(self, run: Run, recipe: Recipe, task: str) -> None:
         self.run, self.recipe, self.task = run, recipe, task
-        folder = run / "reference"
-        self.inputs = folder / "inputs.npy"
-        self.labels = np.load(folder / "labels.npy", allow_pickle=False)
-        self.outputs = np.load(folder / "outputs.npy", allow_pickle=False)
-        self.groups = (
-            np.load(folder / "groups.npy", allow_pickle=False) if (folder / "groups.npy").is_file() else None
-        )
-        self.prepare = metrics.METRICS[recipe.metric]
-        self.prepared = self.prepare(self.labels, self.outputs)
-        self.value = float(self.prepared(np.ones((1, len(self.labels))))[0])
-        # An error without an upper limit is gated as a share of the reference's own.
-        self.unit = self.value if recipe.metric in metrics.UNBOUNDED else 1.0
-        self.sign = 1.0 if metrics.HIGHER_IS_BETTER[recipe.metric] else -1.0
+        self.inputs = run / "reference/inputs.npy"
+        rule = comparison.Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
+        self.reference = comparison.Comparison.read(run / "reference", rule)
         self.input_names = tuple(spec.name for spec in inspect.io(trace.load(run / "graphs/fp32.onnx"))[0])
 
     def judged(self, variant: Variant) -> Variant:
@@ -89,13 +79,13 @@ class Judge:
         here = variant.target in registry.BACKENDS[variant.backend].availability().runs
         try:
             outputs, judged_by = self._predict(variant, artifact, here)
-            found = parity.compare(self.outputs, outputs)
+            found = parity.compare(self.reference.outputs, outputs)
         except (CompileError, ExportError) as error:
             return variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
-        drop = self._drop(outputs)
+        drop = self.reference.drop(outputs)
         flips = self._flips(outputs)
         numbers = {
-            "metric": self.value - self.sign * drop.estimate,
+            "metric": self.reference.value - self.reference.rule.sign * drop.estimate,
             "drop": drop.estimate,
             "drop_low": drop.low,
             "drop_high": drop.high,
@@ -132,28 +122,14 @@ class Judge:
             )
             return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
 
-    def _drop(self, outputs: np.ndarray) -> stats.Interval:
-        """Reference minus variant on the same resamples; whole groups are drawn where there are groups."""
-        wanted = self.recipe.verify
-        return stats.paired_bootstrap(
-            self.prepared,
-            self.prepare(self.labels, outputs),
-            len(self.labels),
-            resamples=wanted.resamples,
-            confidence=wanted.confidence,
-            seed=self.recipe.seed,
-            sign=self.sign,
-            groups=self.groups,
-        )
-
     def _flips(self, outputs: np.ndarray) -> stats.Flips | None:
         """None in a regression, where nothing is decided."""
         if self.task == "regression":
             return None
         return stats.flips(
-            metrics.decisions(self.outputs, self.task),
+            metrics.decisions(self.reference.outputs, self.task),
             metrics.decisions(outputs, self.task),
-            self.labels,
+            self.reference.labels,
             confidence=self.recipe.verify.confidence,
         )
 
@@ -161,8 +137,8 @@ class Judge:
         """Which gates are missed, and by how much; empty if none is."""
         gates = self.recipe.gates
         missed = []
-        if numbers["drop_high"] > gates.max_drop * self.unit:
-            of = "" if self.unit == 1.0 else f" of the reference's {self.value:.4g}"
+        if numbers["drop_high"] > self.reference.limit:
+            of = f" of the reference's {self.reference.value:.4g}" if self.reference.rule.unbounded else ""
             missed.append(
                 f"{self.recipe.metric} drop {numbers['drop']:.4g}, at worst {numbers['drop_high']:.4g} "
                 f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}{of}"
