@@ -181,6 +181,45 @@ class GraphSearch(Result):
     note: str = ""
 
 
+class ErrorStep(Result):
+    """What one step on the way from PyTorch to the artifact adds, on the same samples."""
+
+    step: str = Field(description="what is held against what")
+    noise: float | None = Field(
+        description="squared error of the outputs as a share of the reference's variance; null: not finite"
+    )
+    db: float | None = Field(description="the same as a signal-to-noise ratio; null: no error, or not finite")
+    max_abs_error: float | None
+    flips: int | None = Field(description="samples whose decision changes; null in a regression")
+
+
+class LayerNoise(Result):
+    """Signal-to-quantisation-noise ratio of a layer's output; errors of the layers before are in it."""
+
+    layer: str
+    operator: str
+    db: float | None = Field(description="null: no error at all, or a value that is not finite (`finite`)")
+    finite: bool
+
+
+class Culprit(Result):
+    layers: tuple[str, ...] = Field(description="products that change their precision together")
+    share: float = Field(description="of the whole squared error, gone when they alone are left in FP32")
+    cause: str
+    advice: str
+
+
+class ExplainResult(Result):
+    run: str
+    graph: str
+    samples: int
+    steps: tuple[ErrorStep, ...]
+    layers: tuple[LayerNoise, ...] = Field(description="in the graph's order")
+    culprits: tuple[Culprit, ...]
+    evaluations: int = Field(description="graphs that were run to find them")
+    sentence: str
+
+
 class QuantizeResult(Result):
     run: str
     graphs: tuple[GraphInfo, ...]
@@ -340,6 +379,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "export": ExportResult,
     "quantize": QuantizeResult,
     "compile": CompileResult,
+    "explain-drop": ExplainResult,
     "verify": VerifyResult,
     "bench": BenchResult,
     "package": PackageResult,
