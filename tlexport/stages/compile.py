@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tlexport.backends import Availability, registry
 from tlexport.errors import BackendCrash, CompileError
-from tlexport.graph import inspect, trace
+from tlexport.graph import cost, inspect, trace
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, QuantizeResult, Variant
@@ -95,7 +95,8 @@ def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: 
 def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
     """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
     folder = run / "variants" / variant.name
-    expected = inspect.compute_dtypes(trace.load(graph))
+    model = trace.load(graph)
+    expected = inspect.compute_dtypes(model)
     with replacing(folder) as partial:
         partial.mkdir()
         out = partial / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
@@ -109,6 +110,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
                 "size_bytes": out.stat().st_size,
                 "sha256": digest(out),
                 "receipt": artifact.receipt.summary(),
+                "cost_ms": None if variant.target == "cpu" else 1e3 * cost.seconds(model, cost.GPU),
                 "verdict": "fail" if wrong else "unjudged",
                 "reason": f"receipt disagrees in {len(wrong)} of {len(expected)} layers: {'; '.join(wrong[:3])}"
                 if wrong
