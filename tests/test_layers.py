@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tlexport"
 FILES = sorted(PACKAGE.rglob("*.py"))
-L0 = {"errors", "cores", "tensors", "targets", "recipe", "run", "progress", "results"}
+L0 = {"errors", "cores", "tensors", "targets", "recipe", "run", "progress", "results", "origin"}
 ROOMS = {"baselines", "modalities", "models", "training", "graph", "backends", "evidence", "bundle"}
 ALLOWED_BETWEEN_ROOMS = {("training", "models"), ("training", "modalities"), ("baselines", "modalities")}
 HEAVY = {

@@ -64,7 +64,7 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
         shutil.copyfile(graph, partial)
         layers = _executed(graph, device, profile, expected)
     source = f"ONNX Runtime profile ({device})"
-    return Artifact(out, receipt.make(source, expected, layers))
+    return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
 
 @dataclass
@@ -141,7 +141,8 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions share no other base class
-        raise CompileError(f"ONNX Runtime refused {_label(source)}: {error}") from error
+        text = typed.explained(str(error), source)
+        raise CompileError(f"ONNX Runtime refused {_label(source)}: {text}") from error
     wanted = _CPU if device == "cpu" else _CUDA
     if session.get_providers()[0] != wanted:
         raise CompileError(

@@ -65,7 +65,8 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     layers = _layers(_compile(graph, threads=1), model, expected)
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
-    return Artifact(out, receipt.make("OpenVINO runtime model", expected, layers))
+    made = receipt.make("OpenVINO runtime model", expected, layers, typed.modules(graph))
+    return Artifact(out, made)
 
 
 @dataclass
@@ -135,7 +136,8 @@ def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | 
         model.reshape(dict(shapes))
         return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
-        raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
+        text = typed.explained(str(error).strip(), graph)
+        raise CompileError(f"OpenVINO refused {graph}: {text}") from error
 
 
 def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> list[receipt.Layer]:

@@ -96,11 +96,13 @@ class Flavour:
         config.add_optimization_profile(_optimization_profile(builder, network, profile))
         engine = builder.build_serialized_network(network, config)
         if engine is None:
-            raise CompileError(_failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors))
+            text = _failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors)
+            raise CompileError(typed.explained(text, graph))
         layers = read_layers(log.layers)
         with replacing(out) as partial:
             partial.write_bytes(memoryview(engine))
-        return Artifact(out, receipt.make(f"{self.NAME} {trt.__version__} build log", expected, layers))
+        source = f"{self.NAME} {trt.__version__} build log"
+        return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
     @contextlib.contextmanager
     def runner(
@@ -235,7 +237,8 @@ def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> Any:
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()}" if e.node_name() else e.desc()
             for e in errors
         ]
-        raise CompileError(_failure(f"{trt.__name__} cannot read {graph}", found))
+        text = _failure(f"{trt.__name__} cannot read {graph}", found)
+        raise CompileError(typed.explained(text, graph))
     return network
 
 
