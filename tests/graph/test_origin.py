@@ -44,6 +44,7 @@ class Own(nn.Module):
         self.shared = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.Hardswish())
         self.net = nn.Sequential(
             nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
             nn.Sequential(self.shared, nn.Sequential(self.shared, nn.ConvTranspose2d(4, 6, 2, 2))),
         )
         self.scores = Scores(6)
@@ -82,9 +83,9 @@ def of_type(model: onnx.ModelProto, operator: str) -> list[str]:
 
 def test_every_node_of_a_users_network_is_placed(own: onnx.ModelProto) -> None:
     # A layer that is used twice goes by the place of each use.
-    assert of_type(own, "Conv") == ["net.0", "net.1.0.0", "net.1.1.0.0"]
-    assert of_type(own, "ConvTranspose") == ["net.1.1.1"]
-    assert of_type(own, "HardSwish") == ["net.1.0.1", "net.1.1.0.1"]
+    assert of_type(own, "Conv") == ["net.0", "net.2.0.0", "net.2.1.0.0"]
+    assert of_type(own, "ConvTranspose") == ["net.2.1.1"]
+    assert of_type(own, "HardSwish") == ["net.2.0.1", "net.2.1.0.1"]
     assert of_type(own, "MatMul") == ["scores", "scores"]  # einsum's and the plain one
     assert of_type(own, "Gemm") == ["head"]
     paths = {name for name, _ in Own().named_modules(remove_duplicate=False)}
@@ -171,7 +172,7 @@ def test_a_contradiction_in_the_types_is_placed(own: onnx.ModelProto) -> None:
     node = next(node for node in broken.graph.node if node.op_type == "ConvTranspose")
     weight = next(tensor for tensor in broken.graph.initializer if tensor.name == node.input[1])
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
-    with pytest.raises(ExportError, match=r"do not fit together.*net\.1\.1\.1"):
+    with pytest.raises(ExportError, match=r"do not fit together.*net\.2\.1\.1"):
         inspect.element_types(broken)
 
 

@@ -32,9 +32,8 @@ LIMIT = 2**31 - 2**20  # protobuf's limit of one message, less what the nodes ta
 INPUTS = ("uint8", "int32", "float32")  # element types that every backend reads
 NO_TERM = 1e-8  # onnxscript's rewrite rules take a scalar this near to 0 for 0
 METADATA = ("class_names", "preprocessing", "task")
-SCOPES = (
-    "pkg.torch.onnx.name_scopes"  # of a node: the modules around it from the outermost in, then its own name
-)
+# Notes of the exporter on a node: the operation it was made from; the modules around it, outermost first, and its name.
+SOURCE, SCOPES = "pkg.torch.onnx.fx_node", "pkg.torch.onnx.name_scopes"
 
 _log = logging.getLogger(__name__)
 
@@ -220,15 +219,29 @@ def _strip(model: onnx.ModelProto, modules: Collection[str]) -> None:
         entry.ClearField("doc_string")
     for entry in (model, graph, *graph.input, *graph.output, *graph.initializer):
         entry.ClearField("metadata_props")
+    weights = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        origin.set_module(node, _scope(node, modules))
+        origin.set_module(node, _scope(node, modules, _owner(node, weights)))
 
 
-def _scope(node: onnx.NodeProto, modules: Collection[str]) -> str:
-    """The innermost of `modules` around a node that the exporter made: it writes names of its own between them."""
-    written = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
-    scopes: list[str] = ast.literal_eval(written)[:-1]
+def _scope(node: onnx.NodeProto, modules: Collection[str], owner: str) -> str:
+    """The innermost of `modules` around a node that the exporter made: it writes names of its own between them.
+
+    A layer that a BatchNorm was folded into carries the BatchNorm's notes; it goes by the `owner` of its weight.
+    """
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    if owner in modules and "batch_norm" in notes.get(SOURCE, ""):
+        return owner
+    scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "[]"))[:-1]
     return next((name for name in reversed(scopes) if name in modules), "")
+
+
+def _owner(node: onnx.NodeProto, weights: Collection[str]) -> str:
+    """Path of the layer whose weight a compute node reads; empty if it reads none."""
+    if node.op_type not in inspect.COMPUTE:
+        return ""
+    owned = (name for name in node.input if name in weights and name.endswith(".weight"))
+    return next(owned, "").removesuffix(".weight")
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -245,8 +258,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     seen: Counter[str] = Counter()
     for node in graph.node:
-        owner = next((name for name in node.input if name in weights and name.endswith(".weight")), None)
-        base = owner.removesuffix(".weight") if owner and node.op_type in inspect.COMPUTE else node.op_type
+        base = _owner(node, weights) or node.op_type
         node.name = f"{base}_{seen[base]}" if seen[base] or base == node.op_type else base
         seen[base] += 1
 
