@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Held, Load, Runner, Tensors, receipt, typed
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -53,10 +53,17 @@ def refusal(target: str, precision: str) -> str:
     return ""
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    network: Load | None = None,
+) -> Artifact:
     """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
 
-    `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
+    `profile` and `network` have no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
     """
     if target != "cpu":
         raise CompileError(refusal(target, ""))

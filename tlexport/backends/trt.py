@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Load, Runner, Tensors, gpu, receipt, typed
 from tlexport.backends.trt_log import read_layers
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
@@ -82,9 +82,15 @@ class Flavour:
         return _RTX_REFUSALS.get((target, precision), "")
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        network: Load | None = None,
     ) -> Artifact:
-        """Compile `graph` for `target`. Raises CompileError with the parser's or compiler's own words."""
+        """Compile `graph` for `target`; `network` is not used. Raises CompileError with the parser's or compiler's own words."""
         trt = self._library()
         if reason := self.refusal(target, ""):
             raise CompileError(reason)
