@@ -38,6 +38,8 @@ MetricName = Literal[
 DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
 PrecisionName = Literal["fp32", "fp16", "int8"]
+AUTO = "auto"
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "inductor"]
 
 
 class Section(BaseModel):
@@ -290,6 +292,16 @@ class Export(Section):
     )
 
 
+class Compile(Section):
+    """Which backends the typed graphs are compiled with."""
+
+    backends: tuple[BackendName, ...] = Field(
+        ("auto",),
+        description="auto: every one that is installed and compiles in seconds; inductor takes part only if it is named: "
+        "[auto, inductor]",
+    )
+
+
 class Calibration(Section):
     """How INT8 ranges are found, on the training split."""
 
@@ -367,6 +379,7 @@ class Recipe(Section):
     )
     export: Export = Export()
     precision: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
+    compile: Compile = Compile()
     calibration: Calibration = Calibration()
     targets: tuple[str, ...] = ("cpu",)
     search: Search = Search()
@@ -386,6 +399,8 @@ class Recipe(Section):
             raise ValueError("targets: at least one is needed, for instance cpu")
         if not self.precision:
             raise ValueError("precision: at least one is needed, for instance fp32")
+        if not self.compile.backends:
+            raise ValueError("compile.backends: at least one is needed, for instance auto")
         return self
 
     def to_yaml(self) -> str:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from tlexport.backends.receipt import Receipt
 from tlexport.tensors import Profile
+
+if TYPE_CHECKING:
+    import torch
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -37,6 +40,19 @@ class Artifact:
 
     path: Path
     receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Network:
+    """A PyTorch module in eval mode and its ends: one tensor [n, ...] for each of `inputs`, in order, to float32 [n, k]."""
+
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    example: tuple[torch.Tensor, ...]  # n = 2, of any values
+
+
+Load = Callable[[], Network]  # makes the network in the process that calls it
 
 
 class Held(functools.partial[object]):
@@ -86,9 +102,18 @@ class Backend(Protocol):
         ...
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        network: Load | None = None,
     ) -> Artifact:
-        """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph."""
+        """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph.
+
+        `network` makes what the graph was traced from, where there is such a thing: for backends that compile PyTorch.
+        """
         ...
 
     def runner(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Held, Load, Runner, Tensors, gpu, receipt, typed
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -50,10 +50,17 @@ def refusal(target: str, precision: str) -> str:
     return ""
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    network: Load | None = None,
+) -> Artifact:
     """Copy `graph` to `out` and read back what an inference of it computes in.
 
-    What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone.
+    What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone. `network` is not used.
     Raises CompileError if the target is not this machine's or ONNX Runtime refuses the graph.
     """
     if target not in availability().builds:
@@ -64,7 +71,7 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
         shutil.copyfile(graph, partial)
         layers = _executed(graph, device, profile, expected)
     source = f"ONNX Runtime profile ({device})"
-    return Artifact(out, receipt.make(source, expected, layers))
+    return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
 
 @dataclass
@@ -141,7 +148,8 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions share no other base class
-        raise CompileError(f"ONNX Runtime refused {_label(source)}: {error}") from error
+        text = typed.explained(str(error), source)
+        raise CompileError(f"ONNX Runtime refused {_label(source)}: {text}") from error
     wanted = _CPU if device == "cpu" else _CUDA
     if session.get_providers()[0] != wanted:
         raise CompileError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Held, Load, Runner, Tensors, receipt, typed
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -53,10 +53,17 @@ def refusal(target: str, precision: str) -> str:
     return ""
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    network: Load | None = None,
+) -> Artifact:
     """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
 
-    `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
+    `profile` and `network` have no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
     """
     if target != "cpu":
         raise CompileError(refusal(target, ""))
@@ -65,7 +72,8 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     layers = _layers(_compile(graph, threads=1), model, expected)
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
-    return Artifact(out, receipt.make("OpenVINO runtime model", expected, layers))
+    made = receipt.make("OpenVINO runtime model", expected, layers, typed.modules(graph))
+    return Artifact(out, made)
 
 
 @dataclass
@@ -135,7 +143,8 @@ def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | 
         model.reshape(dict(shapes))
         return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
-        raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
+        text = typed.explained(str(error).strip(), graph)
+        raise CompileError(f"OpenVINO refused {graph}: {text}") from error
 
 
 def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> list[receipt.Layer]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import Artifact, Backend, isolation, ort, ov, trt
-from tlexport.errors import CompileError
+from tlexport.backends import Artifact, Backend, Load, inductor, isolation, ort, ov, trt
+from tlexport.errors import CompileError, NoCompilerError, NotInstalledError
+from tlexport.recipe import AUTO
 from tlexport.run import replacing
 from tlexport.tensors import Profile
 
@@ -18,7 +19,31 @@ BACKENDS: dict[str, Backend] = {
     ov.NAME: ov,
     trt.RTX.NAME: trt.RTX,
     trt.TENSORRT.NAME: trt.TENSORRT,
+    inductor.NAME: inductor,
 }
+SLOW = (inductor.NAME,)  # to compile: half a minute for a ResNet-18, where the others take a second
+
+
+def chosen(names: Sequence[str]) -> dict[str, Backend]:
+    """The backends of `compile.backends`, in their order here; `auto` stands for all that compile in seconds.
+
+    Raises CompileError for an unknown name, and for one that is asked for by name and can build nothing here; where it is
+    a package or a compiler that is missing, NotInstalledError.
+    """
+    for name in names:
+        if name != AUTO:
+            _require_usable(name)
+    quick = [name for name in BACKENDS if name not in SLOW] if AUTO in names else []
+    return {name: backend for name, backend in BACKENDS.items() if name in {*names, *quick}}
+
+
+def _require_usable(name: str) -> None:
+    found = get(name).availability()
+    if not found.installed:
+        raise NotInstalledError(f"backend {name!r}", get(name).EXTRA, found.note)
+    if not found.builds:
+        missing = NoCompilerError(f"backend {name!r}") if name == inductor.NAME else None
+        raise missing or CompileError(f"backend {name!r} can build nothing here ({found.note})")
 
 
 def get(name: str) -> Backend:
@@ -36,12 +61,16 @@ def build(
     profile: Profile,
     expected: Mapping[str, str],
     timeout: float = 1800.0,
+    *,
+    network: Load | None = None,
 ) -> Artifact:
-    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash."""
+    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash.
+
+    `network` is called in the child, so it must be of module level there: a function, or a partial of one.
+    """
     what = f"{name}: compiling {graph.name} for {target}"
-    return isolation.call(
-        _build, name, graph, out, target, profile, dict(expected), timeout=timeout, what=what
-    )
+    arguments = (name, graph, out, target, profile, dict(expected), network)
+    return isolation.call(_build, *arguments, timeout=timeout, what=what)
 
 
 def predict(
@@ -75,9 +104,15 @@ def predict(
 
 
 def _build(
-    name: str, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+    name: str,
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    network: Load | None,
 ) -> Artifact:
-    return get(name).build(graph, out, target, profile, expected)
+    return get(name).build(graph, out, target, profile, expected, network)
 
 
 def _predict(

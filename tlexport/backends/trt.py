@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import Artifact, Availability, Bound, Load, Runner, Tensors, gpu, receipt, typed
 from tlexport.backends.trt_log import read_layers
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
@@ -82,9 +82,15 @@ class Flavour:
         return _RTX_REFUSALS.get((target, precision), "")
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        network: Load | None = None,
     ) -> Artifact:
-        """Compile `graph` for `target`. Raises CompileError with the parser's or compiler's own words."""
+        """Compile `graph` for `target`; `network` is not used. Raises CompileError with the parser's or compiler's own words."""
         trt = self._library()
         if reason := self.refusal(target, ""):
             raise CompileError(reason)
@@ -96,11 +102,13 @@ class Flavour:
         config.add_optimization_profile(_optimization_profile(builder, network, profile))
         engine = builder.build_serialized_network(network, config)
         if engine is None:
-            raise CompileError(_failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors))
+            text = _failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors)
+            raise CompileError(typed.explained(text, graph))
         layers = read_layers(log.layers)
         with replacing(out) as partial:
             partial.write_bytes(memoryview(engine))
-        return Artifact(out, receipt.make(f"{self.NAME} {trt.__version__} build log", expected, layers))
+        source = f"{self.NAME} {trt.__version__} build log"
+        return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
     @contextlib.contextmanager
     def runner(
@@ -235,7 +243,8 @@ def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> Any:
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()}" if e.node_name() else e.desc()
             for e in errors
         ]
-        raise CompileError(_failure(f"{trt.__name__} cannot read {graph}", found))
+        text = _failure(f"{trt.__name__} cannot read {graph}", found)
+        raise CompileError(typed.explained(text, graph))
     return network
 
 

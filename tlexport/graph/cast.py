@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 
@@ -35,7 +35,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     _require_fp32(model)
     floats = {name for name, kind in inspect.element_types(model).items() if kind == TensorProto.FLOAT}
     nodes, halved = _retype(model.graph, floats, _half_nodes(model.graph, floats))
-    weights, flushed = _half_weights(tensor for tensor in model.graph.initializer if tensor.name in halved)
+    weights, flushed = _half_weights(model, halved)
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -95,18 +95,21 @@ def _retype(graph: onnx.GraphProto, floats: set[str], half: set[str]) -> tuple[l
                 halved.add(name)
             elif node.input[index] not in cast:
                 cast.add(node.input[index])
-                nodes.append(
-                    _cast(name, node.input[index], TensorProto.FLOAT16 if to_half else TensorProto.FLOAT)
-                )
+                to = TensorProto.FLOAT16 if to_half else TensorProto.FLOAT
+                nodes.append(_cast(name, node.input[index], to, original))
         nodes.append(node)
+    makers = {name: node for node in graph.node for name in node.output}
     for name in (value.name for value in graph.output if value.name in floats & made_half):
         _rename(nodes, name, f"{name}_fp16")
-        nodes.append(_cast(f"{name}_fp16", name, TensorProto.FLOAT))
+        nodes.append(_cast(f"{name}_fp16", name, TensorProto.FLOAT, makers[name]))
     return nodes, halved
 
 
-def _cast(source: str, target: str, to: int) -> NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+def _cast(source: str, target: str, to: int, beside: NodeProto) -> NodeProto:
+    """A Cast that counts as part of the module that `beside` is in."""
+    node = helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+    origin.set_module(node, origin.module(beside))
+    return node
 
 
 def _rename(nodes: list[NodeProto], old: str, new: str) -> None:
@@ -117,12 +120,12 @@ def _rename(nodes: list[NodeProto], old: str, new: str) -> None:
                     names[index] = new
 
 
-def _half_weights(tensors: Iterable[TensorProto]) -> tuple[list[TensorProto], int]:
-    """FP16 copies, and how many of their elements FP16 rounds to zero. Raises ExportError naming what does not fit."""
+def _half_weights(model: onnx.ModelProto, names: set[str]) -> tuple[list[TensorProto], int]:
+    """FP16 copies of the weights named, and how many of their elements FP16 rounds to zero. Raises ExportError naming what does not fit."""
     copies: list[TensorProto] = []
     misfits: list[str] = []
     flushed = 0
-    for tensor in tensors:
+    for tensor in (tensor for tensor in model.graph.initializer if tensor.name in names):
         full = numpy_helper.to_array(tensor)
         full = np.where(np.abs(full) == LARGEST_FP32, np.copysign(LARGEST, full), full).astype(full.dtype)
         finite = full[np.isfinite(full)]
@@ -133,9 +136,10 @@ def _half_weights(tensors: Iterable[TensorProto]) -> tuple[list[TensorProto], in
         flushed += int(np.count_nonzero((half == 0) & (full != 0)))
         copies.append(numpy_helper.from_array(half, f"{tensor.name}_fp16"))
     if misfits:
+        shown = f"{', '.join(misfits[:5])}{f' and {len(misfits) - 5} more' if len(misfits) > 5 else ''}"
         raise ExportError(
-            f"FP16 holds numbers up to {LARGEST:.0f}; beyond that or NaN: {', '.join(misfits[:5])}"
-            f"{f' and {len(misfits) - 5} more' if len(misfits) > 5 else ''}; leave fp16 out of precision"
+            f"FP16 holds numbers up to {LARGEST:.0f}; beyond that or NaN: {origin.explained(shown, model)}; "
+            "leave fp16 out of precision"
         )
     return copies, flushed
 
@@ -156,5 +160,5 @@ def _require_fp32(model: onnx.ModelProto) -> None:
 
 def _ensure_fp16(model: onnx.ModelProto) -> None:
     if wide := [name for name, dtype in inspect.compute_dtypes(model).items() if dtype != "fp16"]:
-        raise ExportError(f"still not in FP16 after the cast: {', '.join(wide[:5])}")
+        raise ExportError(f"still not in FP16 after the cast: {origin.listed(model, wide)}")
     inspect.require_loadable(model)

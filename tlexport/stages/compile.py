@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
-from tlexport.backends import Availability, registry
+import numpy as np
+
+from tlexport.backends import Availability, Load, Network, registry
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import cost, inspect, trace
+from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint
+from tlexport.models.network import ServingModel
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, QuantizeResult, Variant
@@ -22,7 +27,9 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     Raises CompileError if a target is left without any variant.
     """
     require_targets(recipe)
-    available = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
+    available = {
+        name: backend.availability() for name, backend in registry.chosen(recipe.compile.backends).items()
+    }
     plans = [
         (target, backend, precision)
         for target in recipe.targets
@@ -39,7 +46,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
         "backends": {name: found.version for name, found in available.items()},
         "refused": refused,
     }
-    record = run.stage("compile", config, inputs=sorted(graphs.values()))
+    network = _network_of(run)
+    record = run.stage("compile", config, inputs=[run / "checkpoint", *sorted(graphs.values())])
     if (finished := record.unchanged(CompileResult)) is not None:
         progress.say("compile: unchanged, skipped")
         return finished
@@ -54,7 +62,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
             variants.append(
                 _refused(variant, why, progress)
                 if why
-                else _variant(run, recipe, variant, graphs[graph], progress)
+                else _variant(run, recipe, variant, graphs[graph], network, progress)
             )
             step(done, len(plans))
     _remove_others(run / "variants", {variant.name for variant in variants if variant.file})
@@ -79,10 +87,31 @@ def _refused(variant: Variant, why: str, progress: Progress) -> Variant:
     return variant.model_copy(update={"verdict": "refused", "reason": why})
 
 
-def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: Progress) -> Variant:
+def _network_of(run: Run) -> Load | None:
+    """How a backend that compiles PyTorch makes the network; None where the model is a plain baseline's graph."""
+    checkpoint = run.require("checkpoint", "finetune")
+    if describe_checkpoint(checkpoint).file != WEIGHTS:
+        return None
+    return partial(_network, checkpoint, run.require("graphs/fp32.onnx", "export"))
+
+
+def _network(checkpoint: Path, graph: Path) -> Network:
+    """The reference as it stands in the run, made in the process that compiles it: only weights and JSON are read."""
+    import torch
+
+    serving = ServingModel(load_checkpoint(checkpoint)[0]).eval()
+    specs = {spec.name: spec for spec in inspect.io(trace.load(graph))[0]}
+    names = serving.model.INPUTS
+    example = (torch.from_numpy(np.zeros(specs[name].at(2), specs[name].dtype)) for name in names)
+    return Network(serving, names, serving.output, tuple(example))
+
+
+def _variant(
+    run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Load | None, progress: Progress
+) -> Variant:
     """One variant: built, or with the reason why it is not."""
     try:
-        made = _built(run, recipe, variant, graph)
+        made = _built(run, recipe, variant, graph, network)
     except BackendCrash as error:
         made = variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
     except CompileError as error:
@@ -92,16 +121,17 @@ def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: 
     return made
 
 
-def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
+def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Load | None) -> Variant:
     """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
     folder = run / "variants" / variant.name
     model = trace.load(graph)
     expected = inspect.compute_dtypes(model)
-    with replacing(folder) as partial:
-        partial.mkdir()
-        out = partial / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
+    with replacing(folder) as beside:
+        beside.mkdir()
+        out = beside / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
         artifact = registry.build(
-            variant.backend, graph, out, variant.target, recipe.export.batch, expected, TIMEOUT
+            *(variant.backend, graph, out, variant.target, recipe.export.batch, expected, TIMEOUT),
+            network=network,
         )
         wrong = artifact.receipt.disagreements
         variant = variant.model_copy(
@@ -117,7 +147,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
                 else "",
             }
         )
-        write_json(partial / "receipt.json", artifact.receipt.model_dump(mode="json"))
+        write_json(beside / "receipt.json", artifact.receipt.model_dump(mode="json"))
     return variant
 
 
@@ -129,13 +159,15 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
 
 
 def require_targets(recipe: Recipe) -> None:
-    """Raises CompileError if no backend here serves one of the targets, naming what each could do instead."""
-    offers = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
+    """Raises CompileError if no backend of the recipe serves one of the targets here, naming what each could do instead,
+    and NotInstalledError for a backend that is asked for by name and is not here."""
+    chosen = registry.chosen(recipe.compile.backends)
+    offers = {name: backend.availability() for name, backend in chosen.items()}
     for target in recipe.targets:
         if not any(target in found.builds for found in offers.values()):
             listed = "; ".join(f"{name}: {_offer(found)}" for name, found in offers.items())
             raise CompileError(
-                f"no backend on this machine can compile for {target} ({listed}); "
+                f"no backend of {', '.join(recipe.compile.backends)} can compile for {target} on this machine ({listed}); "
                 "`tlexport doctor` says what to install or where to build"
             )
 
