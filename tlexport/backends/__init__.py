@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from tlexport.backends.receipt import Receipt
+from tlexport.recipe import TensorRT
 from tlexport.tensors import Profile
 
 Tensors = Mapping[str, np.ndarray]
@@ -29,6 +30,7 @@ class Availability:
     builds: tuple[str, ...] = ()  # targets it can compile for on this machine
     runs: tuple[str, ...] = ()  # targets whose artifacts it can execute on this machine
     note: str = ""  # what is missing and the pip command that brings it
+    options: tuple[str, ...] = ()  # of the recipe's section for it, those that it honours
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Artifact:
 
     path: Path
     receipt: Receipt
+
+
+def unheard(phase: str, share: float) -> None:
+    """A report to nobody."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build or a runner may be told beyond its graph. A backend reads its own and refuses what it cannot do."""
+
+    tensorrt: TensorRT = field(default_factory=TensorRT)
+    report: Callable[[str, float], None] = unheard  # how far a build is: (phase, share of the whole, 0 to 1)
+
+
+DEFAULTS = Options()
 
 
 class Held(functools.partial[object]):
@@ -86,13 +103,25 @@ class Backend(Protocol):
         ...
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        options: Options = DEFAULTS,
     ) -> Artifact:
         """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph."""
         ...
 
     def runner(
-        self, artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        device: str = "cpu",
+        judge: bool = False,
+        options: Options = DEFAULTS,
     ) -> AbstractContextManager[Runner]:
         """Load an artifact. `judge` asks for the least-optimised faithful execution (to judge another target's graph)."""
         ...

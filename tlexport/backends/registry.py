@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import Artifact, Backend, isolation, ort, ov, trt
+from tlexport.backends import DEFAULTS, Artifact, Backend, Options, isolation, ort, ov, trt, unheard
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -36,11 +38,21 @@ def build(
     profile: Profile,
     expected: Mapping[str, str],
     timeout: float = 1800.0,
+    *,
+    options: Options = DEFAULTS,
 ) -> Artifact:
-    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash."""
-    what = f"{name}: compiling {graph.name} for {target}"
+    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash.
+
+    `options.report` is called in this process.
+    """
+    silent = dataclasses.replace(options, report=unheard)
     return isolation.call(
-        _build, name, graph, out, target, profile, dict(expected), timeout=timeout, what=what
+        _build,
+        *(name, graph, out, target, profile, dict(expected), silent),
+        timeout=timeout,
+        limit="compile.timeout",
+        what=f"{name}: compiling {graph.name} for {target}",
+        progress=options.report,
     )
 
 
@@ -55,6 +67,7 @@ def predict(
     threads: int | None = None,
     device: str = "cpu",
     judge: bool = False,
+    options: Options = DEFAULTS,
     timeout: float = 3600.0,
 ) -> str:
     """Run an artifact over a whole array in a child process and return where it ran (Runner.provider).
@@ -68,16 +81,25 @@ def predict(
     what = f"{name}: running {artifact.name} over {inputs.name}"
     return isolation.call(
         _predict,
-        *(name, artifact, inputs, output, input_names, batch_size, threads, device, judge),
+        *(name, artifact, inputs, output, input_names, batch_size),
+        {"threads": threads, "device": device, "judge": judge, "options": options},
         timeout=timeout,
         what=what,
     )
 
 
 def _build(
-    name: str, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+    name: str,
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options,
+    report: isolation.Report,
 ) -> Artifact:
-    return get(name).build(graph, out, target, profile, expected)
+    heard = dataclasses.replace(options, report=report)
+    return get(name).build(graph, out, target, profile, expected, heard)
 
 
 def _predict(
@@ -87,12 +109,11 @@ def _predict(
     output: Path,
     input_names: tuple[str, ...],
     batch_size: int,
-    threads: int,
-    device: str,
-    judge: bool,
+    settings: dict[str, Any],
 ) -> str:
+    """`settings` are the runner's."""
     samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
-    with get(name).runner(artifact, threads=threads, device=device, judge=judge) as runner:
+    with get(name).runner(artifact, **settings) as runner:
         results: list[np.ndarray] = []
         for start in range(0, len(samples), batch_size):
             outputs = runner.run(tensors.named(samples[start : start + batch_size], input_names))

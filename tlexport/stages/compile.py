@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from tlexport.backends import Availability, registry
+from tlexport.backends import Availability, Options, registry, trt_options
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import inspect, trace
-from tlexport.progress import Progress
+from tlexport.progress import Progress, Step
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, QuantizeResult, Variant
 from tlexport.run import Run, digest, replacing, write_json
-
-TIMEOUT = 1800.0
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
@@ -34,7 +33,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     graphs = {
         name: run.require(f"graphs/{name}.onnx", "quantize") for name in _graphs(recipe) - refused.keys()
     }
-    config = recipe.model_dump(mode="json", include={"targets", "precision"}) | {
+    config = recipe.model_dump(mode="json", include={"targets", "precision", "compile", "tensorrt"}) | {
         "batch": recipe.export.batch.model_dump(),
         "backends": {name: found.version for name, found in available.items()},
         "refused": refused,
@@ -45,18 +44,21 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
         return finished
     variants = []
     with progress.bar("compiling") as step:
-        for done, (target, backend, precision) in enumerate(plans, start=1):
+        for done, (target, backend, precision) in enumerate(plans):
             graph = _graph(precision, target)
             variant = Variant(
                 name=f"{target}-{backend}-{precision}", backend=backend, target=target, precision=precision
             )
             why = refused.get(graph) or registry.BACKENDS[backend].refusal(target, precision)
+            options = Options(
+                recipe.tensorrt.placed(run / "cache"), _reporter(step, variant, done, len(plans))
+            )
             variants.append(
                 _refused(variant, why, progress)
                 if why
-                else _variant(run, recipe, variant, graphs[graph], progress)
+                else _variant(run, recipe, variant, graphs[graph], options, progress)
             )
-            step(done, len(plans))
+            step(done + 1, len(plans))
     _remove_others(run / "variants", {variant.name for variant in variants if variant.file})
     result = CompileResult(run=str(run.path), variants=tuple(variants))
     record.finish(result, outputs=[run / "variants" / variant.name for variant in variants if variant.file])
@@ -79,10 +81,18 @@ def _refused(variant: Variant, why: str, progress: Progress) -> Variant:
     return variant.model_copy(update={"verdict": "refused", "reason": why})
 
 
-def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: Progress) -> Variant:
+def _reporter(step: Step, variant: Variant, done: int, plans: int) -> Callable[[str, float], None]:
+    """Moves the bar by the share of one build, and says what it is doing."""
+    step(done, plans, variant.name)
+    return lambda phase, share: step(done + share, plans, f"{variant.name}, {phase}")
+
+
+def _variant(
+    run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Options, progress: Progress
+) -> Variant:
     """One variant: built, or with the reason why it is not."""
     try:
-        made = _built(run, recipe, variant, graph)
+        made = _built(run, recipe, variant, graph, options)
     except BackendCrash as error:
         made = variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
     except CompileError as error:
@@ -92,7 +102,7 @@ def _variant(run: Run, recipe: Recipe, variant: Variant, graph: Path, progress: 
     return made
 
 
-def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
+def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Options) -> Variant:
     """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
     folder = run / "variants" / variant.name
     expected = inspect.compute_dtypes(trace.load(graph))
@@ -100,7 +110,9 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
         partial.mkdir()
         out = partial / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
         artifact = registry.build(
-            variant.backend, graph, out, variant.target, recipe.export.batch, expected, TIMEOUT
+            *(variant.backend, graph, out, variant.target, recipe.export.batch, expected),
+            timeout=recipe.compile.timeout,
+            options=options,
         )
         wrong = artifact.receipt.disagreements
         variant = variant.model_copy(
@@ -109,6 +121,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path) -> Variant:
                 "size_bytes": out.stat().st_size,
                 "sha256": digest(out),
                 "receipt": artifact.receipt.summary(),
+                "options": trt_options.used(variant.backend, recipe.tensorrt),
                 "verdict": "fail" if wrong else "unjudged",
                 "reason": f"receipt disagrees in {len(wrong)} of {len(expected)} layers: {'; '.join(wrong[:3])}"
                 if wrong
