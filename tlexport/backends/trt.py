@@ -128,6 +128,7 @@ class Flavour:
             if engine is None:
                 failure = _failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors)
                 raise CompileError(failure + trt_options.advice(asked, log.errors))
+        options.report("reading the log", 1.0)
         layers = read_layers(log.layers)
         if asked.tf32:
             expected = {node: "tf32" if dtype == "fp32" else dtype for node, dtype in expected.items()}

@@ -20,7 +20,7 @@ class Phases:
 
     TensorRT announces neither which phases will come nor how long a step takes, so the share is rough; it never
     falls. `report` is called with the innermost phase and the share whenever a phase of a new name begins and
-    whenever the share has gained a hundredth: some builds have ten thousand steps.
+    whenever the share has gained a whole hundredth: some builds have ten thousand steps.
     """
 
     def __init__(self, report: Callable[[str, float], None]) -> None:
@@ -48,8 +48,7 @@ class Phases:
 
     def _tell(self, name: str) -> None:
         share = max((self._share(top) for top, phase in self._open.items() if not phase.parent), default=0.0)
-        new = name not in self._named
-        if new or share >= self._told + 0.01:
+        if name not in self._named or int(share * 100) > int(self._told * 100):
             self._named.add(name)
             self._told = max(self._told, share)
             self._report(name, self._told)
