@@ -268,6 +268,9 @@ class Variant(Result):
     sha256: str | None = None
     file: str | None = Field(None, description="artifact, relative to the run")
     receipt: str | None = Field(None, description="dtypes the compute layers were really built with")
+    options: dict[str, Any] = Field(
+        {}, description="what its backend was told that is not as by default (the recipe's tensorrt section)"
+    )
     judged_by: str | None = Field(None, description="what executed the graph for the accuracy numbers")
     verdict: str = "unjudged"  # pass | fail | compiled, not run here | refused | unjudged
     reason: str = ""
@@ -355,6 +358,7 @@ class BackendInfo(Result):
     builds: tuple[str, ...]
     runs: tuple[str, ...]
     note: str
+    options: tuple[str, ...] = Field((), description="keys of the recipe's tensorrt section that it honours")
 
 
 class DoctorResult(Result):

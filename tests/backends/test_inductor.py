@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tlexport.backends import Artifact, Network, eager, inductor, inductor_code, registry
+from tlexport.backends import Artifact, Network, Options, eager, inductor, inductor_code, registry
 from tlexport.errors import BackendCrash, CompileError, NoCompilerError, NotInstalledError, RecipeError
 from tlexport.graph import inspect, trace
 from tlexport.recipe import BackendName, parse
@@ -114,7 +114,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     expected = inspect.compute_dtypes(trace.load(graph))
     artifact = registry.build(
         *("inductor", graph, folder / "model.pt2", "cpu", PROFILE, expected),
-        network=partial(network, Products, INPUTS),
+        options=Options(network=partial(network, Products, INPUTS)),
     )
     return Compiled(made, graph, artifact)
 
@@ -253,7 +253,9 @@ def test_a_product_in_bf16_is_not_claimed_as_fp32(tmp_path) -> None:
     nodes = [node.name for node in trace.load(graph).graph.node if node.op_type in ("Gemm", "MatMul")]
     assert len(nodes) == 3
     out = tmp_path / "model.pt2"
-    built = inductor.build(graph, out, "cpu", PROFILE, dict.fromkeys(nodes, "fp32"), lambda: made).receipt
+    built = inductor.build(
+        graph, out, "cpu", PROFILE, dict.fromkeys(nodes, "fp32"), Options(network=lambda: made)
+    ).receipt
     wrong = [line for line in built.disagreements if "asked fp32" in line]
     assert wrong == [line for line in built.disagreements if line.startswith(nodes[1])] and len(wrong) == 1
 
@@ -262,7 +264,10 @@ def test_a_product_in_bf16_is_not_claimed_as_fp32(tmp_path) -> None:
 def test_a_compilation_that_takes_too_long_is_stopped(tmp_path) -> None:
     graph = graph_of(network(Narrow, ("numbers",)), tmp_path / "g.onnx")
     with pytest.raises(BackendCrash, match=r"inductor: compiling g\.onnx for cpu gave no answer within 3 s"):
-        registry.build(*("inductor", graph, tmp_path / "model.pt2", "cpu", PROFILE, {}, 3.0), network=hanging)
+        registry.build(
+            *("inductor", graph, tmp_path / "model.pt2", "cpu", PROFILE, {}, 3.0),
+            options=Options(network=hanging),
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
 
 
@@ -277,7 +282,9 @@ def test_without_a_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = partial(network, Narrow, ("numbers",))
     for fails in (
         lambda: registry.chosen(["auto", "inductor"]),
-        lambda: registry.build("inductor", graph, tmp_path / "m.pt2", "cpu", PROFILE, {}, network=load),
+        lambda: registry.build(
+            "inductor", graph, tmp_path / "m.pt2", "cpu", PROFILE, {}, options=Options(network=load)
+        ),
     ):
         with pytest.raises(NoCompilerError, match=r"needs a C\+\+ compiler .*apt install g\+\+") as refused:
             fails()

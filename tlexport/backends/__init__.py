@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from tlexport.backends.receipt import Receipt
+from tlexport.recipe import TensorRT
 from tlexport.tensors import Profile
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Availability:
     builds: tuple[str, ...] = ()  # targets it can compile for on this machine
     runs: tuple[str, ...] = ()  # targets whose artifacts it can execute on this machine
     note: str = ""  # what is missing and the pip command that brings it
+    options: tuple[str, ...] = ()  # of the recipe's section for it, those that it honours
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ class Network:
 
 
 Load = Callable[[], Network]  # makes the network in the process that calls it
+
+
+def unheard(phase: str, share: float) -> None:
+    """A report to nobody."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build or a runner may be told beyond its graph. A backend reads its own and refuses what it cannot do."""
+
+    tensorrt: TensorRT = field(default_factory=TensorRT)
+    network: Load | None = None  # makes what the graph was traced from: for backends that compile PyTorch
+    report: Callable[[str, float], None] = unheard  # how far a build is: (phase, share of the whole, 0 to 1)
+
+
+DEFAULTS = Options()
 
 
 class Held(functools.partial[object]):
@@ -108,16 +126,19 @@ class Backend(Protocol):
         target: str,
         profile: Profile,
         expected: Mapping[str, str],
-        network: Load | None = None,
+        options: Options = DEFAULTS,
     ) -> Artifact:
-        """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph.
-
-        `network` makes what the graph was traced from, where there is such a thing: for backends that compile PyTorch.
-        """
+        """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph."""
         ...
 
     def runner(
-        self, artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        device: str = "cpu",
+        judge: bool = False,
+        options: Options = DEFAULTS,
     ) -> AbstractContextManager[Runner]:
         """Load an artifact. `judge` asks for the least-optimised faithful execution (to judge another target's graph)."""
         ...

@@ -28,11 +28,12 @@ import numpy as np
 
 from tlexport import origin
 from tlexport.backends import (
+    DEFAULTS,
     Artifact,
     Availability,
     Bound,
-    Load,
     Network,
+    Options,
     Runner,
     Tensors,
     inductor_code,
@@ -90,23 +91,23 @@ def build(
     target: str,
     profile: Profile,
     expected: Mapping[str, str],
-    network: Load | None = None,
+    options: Options = DEFAULTS,
 ) -> Artifact:
-    """Compile what `network` makes and read back, from the code that was generated, what it computes in.
+    """Compile what `options.network` makes and read back, from the code that was generated, what it computes in.
 
     `graph` names the layers of the receipt. `profile` has no effect: the batch stays free. Raises NoCompilerError,
     and CompileError if the target is none of its own, there is no network, or torch cannot compile it.
     """
     if reason := refusal(target, "fp32"):
         raise CompileError(reason)
-    if network is None:
+    if options.network is None:
         raise CompileError(f"AOTInductor starts from a PyTorch network, and {graph} was made without one")
     if not _compiler():
         raise NoCompilerError("AOTInductor")
     import torch
 
     model = typed.load(graph)
-    made = network()
+    made = options.network()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{_MODEL}{SUFFIX}"
         try:
@@ -162,7 +163,14 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load a compiled library. `judge` changes nothing: its code is fixed.
 
     Loading executes what is in the file: call it only for artifacts whose hash was checked. `threads` is torch's number for

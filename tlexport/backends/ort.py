@@ -16,7 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Load, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Options,
+    Runner,
+    Tensors,
+    gpu,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -56,11 +68,11 @@ def build(
     target: str,
     profile: Profile,
     expected: Mapping[str, str],
-    network: Load | None = None,
+    options: Options = DEFAULTS,
 ) -> Artifact:
     """Copy `graph` to `out` and read back what an inference of it computes in.
 
-    What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone. `network` is not used.
+    What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone.
     Raises CompileError if the target is not this machine's or ONNX Runtime refuses the graph.
     """
     if target not in availability().builds:
@@ -111,7 +123,14 @@ class _OrtRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on `device`. Raises CompileError if CUDA was asked for and does not work.
 
     To judge, Q/DQ graphs run at the basic level, since kernels for CPUs without VNNI saturate in 16 bits

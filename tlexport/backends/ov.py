@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Load, Runner, Tensors, receipt, typed
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Options,
+    Runner,
+    Tensors,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -59,11 +70,11 @@ def build(
     target: str,
     profile: Profile,
     expected: Mapping[str, str],
-    network: Load | None = None,
+    options: Options = DEFAULTS,
 ) -> Artifact:
     """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
 
-    `profile` and `network` have no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
+    `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
     """
     if target != "cpu":
         raise CompileError(refusal(target, ""))
@@ -108,7 +119,14 @@ class _OvRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on the CPU. `judge` changes nothing: there is one level of optimisation."""
     if device != "cpu":
         raise CompileError(f"OpenVINO runs on the cpu here, not on {device}")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import Artifact, Backend, Load, inductor, isolation, ort, ov, trt
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Backend,
+    Options,
+    inductor,
+    isolation,
+    ort,
+    ov,
+    trt,
+    unheard,
+)
 from tlexport.errors import CompileError, NoCompilerError, NotInstalledError
 from tlexport.recipe import AUTO
 from tlexport.run import replacing
@@ -62,15 +75,22 @@ def build(
     expected: Mapping[str, str],
     timeout: float = 1800.0,
     *,
-    network: Load | None = None,
+    options: Options = DEFAULTS,
 ) -> Artifact:
     """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash.
 
-    `network` is called in the child, so it must be of module level there: a function, or a partial of one.
+    `options.report` is called in this process; `options.network` in the child, so it must be of module level there: a
+    function, or a partial of one.
     """
-    what = f"{name}: compiling {graph.name} for {target}"
-    arguments = (name, graph, out, target, profile, dict(expected), network)
-    return isolation.call(_build, *arguments, timeout=timeout, what=what)
+    silent = dataclasses.replace(options, report=unheard)
+    return isolation.call(
+        _build,
+        *(name, graph, out, target, profile, dict(expected), silent),
+        timeout=timeout,
+        limit="compile.timeout",
+        what=f"{name}: compiling {graph.name} for {target}",
+        progress=options.report,
+    )
 
 
 def predict(
@@ -84,6 +104,7 @@ def predict(
     threads: int | None = None,
     device: str = "cpu",
     judge: bool = False,
+    options: Options = DEFAULTS,
     timeout: float = 3600.0,
 ) -> str:
     """Run an artifact over a whole array in a child process and return where it ran (Runner.provider).
@@ -97,7 +118,8 @@ def predict(
     what = f"{name}: running {artifact.name} over {inputs.name}"
     return isolation.call(
         _predict,
-        *(name, artifact, inputs, output, input_names, batch_size, threads, device, judge),
+        *(name, artifact, inputs, output, input_names, batch_size),
+        {"threads": threads, "device": device, "judge": judge, "options": options},
         timeout=timeout,
         what=what,
     )
@@ -110,9 +132,11 @@ def _build(
     target: str,
     profile: Profile,
     expected: Mapping[str, str],
-    network: Load | None,
+    options: Options,
+    report: isolation.Report,
 ) -> Artifact:
-    return get(name).build(graph, out, target, profile, expected, network)
+    heard = dataclasses.replace(options, report=report)
+    return get(name).build(graph, out, target, profile, expected, heard)
 
 
 def _predict(
@@ -122,12 +146,11 @@ def _predict(
     output: Path,
     input_names: tuple[str, ...],
     batch_size: int,
-    threads: int,
-    device: str,
-    judge: bool,
+    settings: dict[str, Any],
 ) -> str:
+    """`settings` are the runner's."""
     samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
-    with get(name).runner(artifact, threads=threads, device=device, judge=judge) as runner:
+    with get(name).runner(artifact, **settings) as runner:
         results: list[np.ndarray] = []
         for start in range(0, len(samples), batch_size):
             outputs = runner.run(tensors.named(samples[start : start + batch_size], input_names))

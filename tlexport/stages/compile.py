@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tlexport.backends import Availability, Load, Network, registry
+from tlexport.backends import Availability, Load, Network, Options, registry, trt_options
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import cost, inspect, trace
 from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint
 from tlexport.models.network import ServingModel
-from tlexport.progress import Progress
+from tlexport.progress import Progress, Step
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, QuantizeResult, Variant
 from tlexport.run import Run, digest, replacing, write_json
-
-TIMEOUT = 1800.0
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
@@ -41,7 +40,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     graphs = {
         name: run.require(f"graphs/{name}.onnx", "quantize") for name in _graphs(recipe) - refused.keys()
     }
-    config = recipe.model_dump(mode="json", include={"targets", "precision"}) | {
+    config = recipe.model_dump(mode="json", include={"targets", "precision", "compile", "tensorrt"}) | {
         "batch": recipe.export.batch.model_dump(),
         "backends": {name: found.version for name, found in available.items()},
         "refused": refused,
@@ -53,18 +52,20 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
         return finished
     variants = []
     with progress.bar("compiling") as step:
-        for done, (target, backend, precision) in enumerate(plans, start=1):
+        for done, (target, backend, precision) in enumerate(plans):
             graph = _graph(precision, target)
             variant = Variant(
                 name=f"{target}-{backend}-{precision}", backend=backend, target=target, precision=precision
             )
             why = refused.get(graph) or registry.BACKENDS[backend].refusal(target, precision)
+            report = _reporter(step, variant, done, len(plans))
+            options = Options(recipe.tensorrt.placed(run / "cache"), network, report)
             variants.append(
                 _refused(variant, why, progress)
                 if why
-                else _variant(run, recipe, variant, graphs[graph], network, progress)
+                else _variant(run, recipe, variant, graphs[graph], options, progress)
             )
-            step(done, len(plans))
+            step(done + 1, len(plans))
     _remove_others(run / "variants", {variant.name for variant in variants if variant.file})
     result = CompileResult(run=str(run.path), variants=tuple(variants))
     record.finish(result, outputs=[run / "variants" / variant.name for variant in variants if variant.file])
@@ -106,12 +107,18 @@ def _network(checkpoint: Path, graph: Path) -> Network:
     return Network(serving, names, serving.output, tuple(example))
 
 
+def _reporter(step: Step, variant: Variant, done: int, plans: int) -> Callable[[str, float], None]:
+    """Moves the bar by the share of one build, and says what it is doing."""
+    step(done, plans, variant.name)
+    return lambda phase, share: step(done + share, plans, f"{variant.name}, {phase}")
+
+
 def _variant(
-    run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Load | None, progress: Progress
+    run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Options, progress: Progress
 ) -> Variant:
     """One variant: built, or with the reason why it is not."""
     try:
-        made = _built(run, recipe, variant, graph, network)
+        made = _built(run, recipe, variant, graph, options)
     except BackendCrash as error:
         made = variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
     except CompileError as error:
@@ -121,7 +128,7 @@ def _variant(
     return made
 
 
-def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Load | None) -> Variant:
+def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Options) -> Variant:
     """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
     folder = run / "variants" / variant.name
     model = trace.load(graph)
@@ -130,8 +137,9 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Loa
         beside.mkdir()
         out = beside / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
         artifact = registry.build(
-            *(variant.backend, graph, out, variant.target, recipe.export.batch, expected, TIMEOUT),
-            network=network,
+            *(variant.backend, graph, out, variant.target, recipe.export.batch, expected),
+            timeout=recipe.compile.timeout,
+            options=options,
         )
         wrong = artifact.receipt.disagreements
         variant = variant.model_copy(
@@ -141,6 +149,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, network: Loa
                 "sha256": digest(out),
                 "receipt": artifact.receipt.summary(),
                 "cost_ms": None if variant.target == "cpu" else 1e3 * cost.seconds(model, cost.GPU),
+                "options": trt_options.used(variant.backend, recipe.tensorrt),
                 "verdict": "fail" if wrong else "unjudged",
                 "reason": f"receipt disagrees in {len(wrong)} of {len(expected)} layers: {'; '.join(wrong[:3])}"
                 if wrong
