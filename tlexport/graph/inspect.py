@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -111,15 +112,31 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     return types
 
 
+def require_nodes(dtypes: Mapping[str, str], names: Collection[str]) -> None:
+    """Raise ExportError if one of `names` is none of the compute nodes, the keys of `dtypes`."""
+    if unknown := sorted(set(names) - set(dtypes)):
+        raise ExportError(
+            f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)"
+        )
+
+
+def require_valid(model: onnx.ModelProto) -> None:
+    """Raise ExportError unless ONNX's checker accepts the graph."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error
+
+
 def require_loadable(model: onnx.ModelProto) -> None:
     """Raise ExportError unless ONNX's checker and ONNX Runtime both accept the graph."""
     import onnxruntime as ort
 
+    require_valid(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        onnx.checker.check_model(model)
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no narrower base
         raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error

@@ -307,10 +307,7 @@ def _require_fp32(model: onnx.ModelProto, exclude: Collection[str]) -> None:
     dtypes = inspect.compute_dtypes(model)
     if wrong := sorted(set(dtypes.values()) - {"fp32"}):
         raise ExportError(f"quantisation starts from an FP32 graph; this one computes in {', '.join(wrong)}")
-    if unknown := sorted(set(exclude) - set(dtypes)):
-        raise ExportError(
-            f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)"
-        )
+    inspect.require_nodes(dtypes, exclude)
 
 
 def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Collection[str]) -> None:

@@ -95,7 +95,7 @@ class _Workshop:
     def typed(self, name: str) -> tuple[onnx.ModelProto, GraphSearch | None]:
         """The graph of that name, and how it was found if there was a budget to keep."""
         if name == "fp16":
-            return cast.to_fp16(self.model), None
+            return cast.to_half(self.model, "fp16"), None
         flavour: quantize.Flavour = "cpu" if name == "int8-cpu" else "trt"
         return self._within_budget(name, self._int8(flavour))
 
