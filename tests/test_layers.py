@@ -100,7 +100,7 @@ def test_a_planted_violation_is_seen() -> None:
 
 
 def test_backends_do_not_import_each_other() -> None:
-    shared = {"receipt", "isolation", "registry", "gpu", "typed", "trt_log"}
+    shared = {"receipt", "isolation", "registry", "gpu", "typed", "trt_log", "capabilities"}
     modules = {path.stem for path in (PACKAGE / "backends").glob("*.py")} - {"__init__"}
     for path in (PACKAGE / "backends").glob("*.py"):
         if path.stem in shared | {"__init__"}:

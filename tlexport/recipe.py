@@ -37,7 +37,7 @@ MetricName = Literal[
 ]
 DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
-PrecisionName = Literal["fp32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 
 
 class Section(BaseModel):

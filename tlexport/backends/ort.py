@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import platform
 import re
 import shutil
 import tempfile
@@ -16,7 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import (
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Runner,
+    Tensors,
+    capabilities,
+    gpu,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -41,13 +51,7 @@ def availability() -> Availability:
 
 
 def refusal(target: str, precision: str) -> str:
-    if target == "cpu" and precision == "fp16" and platform.machine() in ("x86_64", "AMD64"):
-        return "ONNX Runtime's CPU provider computes FP16 graphs in FP32 on x86 (it converts every tensor at load)"
-    if target != "cpu" and precision == "int8":
-        return (
-            "ONNX Runtime's CUDA provider has no INT8 convolution: it would dequantise and compute in float"
-        )
-    return ""
+    return capabilities.refusal(NAME, target, precision)
 
 
 def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
@@ -227,8 +231,11 @@ def _zeros(tensor: Any, batch: int) -> np.ndarray:
 def _dtype(args: Mapping[str, Any]) -> str:
     """The first operand's type of one profiled kernel; its second has the same by the operators' definitions.
 
-    The second is not always listed: kernels that pack their weights at load let go of them.
+    The second is not always listed: kernels that pack their weights at load let go of them. The one for weights of
+    few bits says in its name alone what they are; nothing here makes others than INT4.
     """
+    if args["op_name"] == "MatMulNBits":
+        return "int4"
     name = str(next(iter(args["input_type_shape"][0])))
     return _DTYPES.get(name, name)
 

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, receipt, typed
+from tlexport.backends import (
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Runner,
+    Tensors,
+    capabilities,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -46,11 +56,7 @@ def availability() -> Availability:
 
 
 def refusal(target: str, precision: str) -> str:
-    if target != "cpu":
-        return f"OpenVINO has no code for NVIDIA GPUs ({target}); it builds for cpu"
-    if precision == "fp16":
-        return "OpenVINO computes FP16 graphs in FP32 here: full precision is asked of it, and x86 CPUs have no FP16 kernels"
-    return ""
+    return capabilities.refusal(NAME, target, precision)
 
 
 def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
@@ -165,8 +171,10 @@ def _rt(op: Any, key: str) -> str:
 
 
 def _dtype(op: Any) -> str:
-    """The widest of the layer's runtime precision and its two operands' types."""
+    """The widest of the layer's runtime precision and its two operands' types; INT4 where weights are stored in it."""
     operands = [str(operand.get_element_type().get_type_name()) for operand in op.inputs()[:2]]
+    if _DTYPES.get(operands[-1]) == "int4":
+        return "int4"
     names = [_DTYPES.get(name, name) for name in (_rt(op, "runtimePrecision"), *operands)]
     return max(names, key=lambda dtype: receipt.WIDTH.get(dtype, 64))
 

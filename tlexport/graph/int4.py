@@ -27,10 +27,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 class Weight(NamedTuple):
-    """A constant second factor. `axis`: the dimension that is summed over, 0 or 1."""
+    """A constant second factor, [inner, outer] or `transposed`."""
 
     name: str
-    axis: int
+    transposed: bool
     block: int
 
 
@@ -46,11 +46,11 @@ def quantisable(model: onnx.ModelProto) -> dict[str, Weight]:
         tensor = constants.get(node.input[1]) if node.op_type in ("Gemm", "MatMul") else None
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type not in _FLOATS:
             continue
-        axis = int(_flag(node, "transB"))
-        inner = tensor.dims[axis]
+        transposed = _flag(node, "transB")
+        inner = tensor.dims[1 if transposed else 0]
         block = next((size for size in BLOCKS if inner % size == 0 and inner >= 2 * size), 0)
         if block and not _flag(node, "transA"):
-            found[node.name] = Weight(tensor.name, axis, block)
+            found[node.name] = Weight(tensor.name, transposed, block)
     return found
 
 
@@ -93,8 +93,9 @@ def weights_to_int4(
     """The graph with INT4 weights through DequantizeLinear at the nodes of `quantisable(model)` that `exclude` does not name.
 
     `model` is FP32, or FP16 by `cast.to_half`: scales, and what is computed, are of the weights' own type.
-    `importance` holds `mean_squares` of the FP32 graph. `for_cpu` writes a Relu behind a Gemm as a Clip from 0, which is
-    the same function: ONNX Runtime fuses a Gemm with its Relu first, and has no INT4 kernel for the pair. The result has at
+    `importance` holds `mean_squares` of the FP32 graph. Weights are written as [inner, outer], the one order that ONNX
+    Runtime has INT4 kernels for, so that a Gemm with transB loses it. `for_cpu` writes a Relu behind a Gemm as the maximum with 0:
+    ONNX Runtime would fuse the Gemm with its Relu first, and has no INT4 kernel for the pair. The result has at
     least opset 21.
 
     Raises ExportError if there is no such node, a name in `exclude` is not a compute node, a weight is NaN or infinite,
@@ -112,11 +113,9 @@ def weights_to_int4(
     raised = versions.at_least(model, OPSET)
     result = onnx.ModelProto()
     result.CopyFrom(raised)
-    _replace(
-        result.graph, chosen, {name.removesuffix("_fp16"): values for name, values in importance.items()}
-    )
+    _replace(result.graph, chosen, importance)
     if for_cpu:
-        _clip_behind(result.graph, chosen)
+        _relu_as_maximum(result.graph, chosen)
     after = {**before, **dict.fromkeys(chosen, "int4")}
     if inspect.compute_dtypes(result) != after:
         raise ExportError("some node did not get the precision it was to have after its weights became INT4")
@@ -146,6 +145,9 @@ def _replace(
                 nodes.append(dequantise)
                 outputs[weight] = dequantise.output[0]
             node.input[1] = outputs[weight]
+            kept_attributes = [attribute for attribute in node.attribute if attribute.name != "transB"]
+            del node.attribute[:]
+            node.attribute.extend(kept_attributes)
         nodes.append(node)
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
@@ -160,18 +162,18 @@ def _dequantised(
     """The constants and the node that makes the weight out of them."""
     if not np.isfinite(values).all():
         raise ExportError(f"NaN or infinity in weights: {weight.name}")
-    integers, scale = quantised(np.moveaxis(values, weight.axis, 0), weight.block, importance)
-    base = f"{weight.name}_along{weight.axis}"
+    integers, scale = quantised(values.T if weight.transposed else values, weight.block, importance)
+    base = f"{weight.name}{'_transposed' if weight.transposed else ''}"
     constants = [
-        numpy_helper.from_array(np.ascontiguousarray(np.moveaxis(array, 0, weight.axis)), f"{base}_{kind}")
-        for kind, array in (("quantized", integers), ("scale", scale))
+        numpy_helper.from_array(integers, f"{base}_quantized"),
+        numpy_helper.from_array(scale, f"{base}_scale"),
     ]
     node = helper.make_node(
         "DequantizeLinear",
         [constant.name for constant in constants],
         [f"{base}_dequantized"],
         f"{base}/DequantizeLinear",
-        axis=weight.axis,
+        axis=0,
         block_size=weight.block,
     )
     return constants, node
@@ -202,16 +204,16 @@ def _steps(blocks: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(blocks / scale.astype(np.float64)), -8, 7)
 
 
-def _clip_behind(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+def _relu_as_maximum(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
     products = {
         node.output[0]: node.op_type for node in graph.node if node.name in chosen and node.op_type == "Gemm"
     }
     relus = [node for node in graph.node if node.op_type == "Relu" and node.input[0] in products]
     for node in relus:
-        node.op_type = "Clip"
-        node.input.append("relu_lowest")
+        node.op_type = "Max"
+        node.input.append("relu_zero")
     if relus:
-        graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "relu_lowest"))
+        graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "relu_zero"))
 
 
 def _flag(node: NodeProto, name: str) -> bool:
