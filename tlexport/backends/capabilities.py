@@ -8,7 +8,10 @@ a cell says, the receipt has the last word on what was built.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tlexport.targets import CAPABILITIES, KNOWN, compute_capability
@@ -18,12 +21,16 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
 
 @dataclass(frozen=True)
 class Rule:
-    """Cells of one backend that are refused for one reason. Its `{target}` and `{precision}` are filled in."""
+    """Cells of one backend that are refused for one reason. Its `{target}` and `{precision}` are filled in.
+
+    `unless`: what this machine's own CPU may have that makes the difference.
+    """
 
     backend: str
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     why: str
+    unless: Callable[[], bool] = lambda: False
 
 
 def _older_than(major: int, minor: int) -> tuple[str, ...]:
@@ -34,12 +41,27 @@ _ANY = PRECISIONS
 _CPU = ("cpu",)
 _AHEAD_OF_TIME = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _NOT_AHEAD_OF_TIME = tuple(name for name in CAPABILITIES if name not in _AHEAD_OF_TIME)
-_X86 = platform.machine() in ("x86_64", "AMD64")
 
 _NO_BF16 = "GPUs before SM80 compute no BF16; use fp16 for {target}"
 _NO_FP8 = "GPUs before SM89 compute no FP8; use int8 or fp16 for {target}"
 _NO_FP8_TURING = "GPUs before SM89 compute no FP8; use fp16 for {target}"
 _NO_INT4 = "{backend} has no kernels with INT4 weights before SM80; use fp16 for {target}"
+
+
+def _has_fp16_kernels() -> bool:
+    """ONNX Runtime's CPU provider has some for ARM."""
+    return platform.machine() not in ("x86_64", "AMD64")
+
+
+@functools.cache
+def _openvino_has_bf16() -> bool:
+    """Whether OpenVINO's code for this CPU has BF16 arithmetic: that takes AVX-512 BF16 or AMX."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
 
 # The first rule that fits is the answer.
 RULES = (
@@ -83,9 +105,10 @@ RULES = (
     Rule("tensorrt", _older_than(8, 0), ("int4",), _NO_INT4),
     Rule(
         "onnxruntime",
-        _CPU if _X86 else (),
+        _CPU,
         ("fp16",),
         "ONNX Runtime's CPU provider computes FP16 graphs in FP32 on x86 (it converts every tensor at load); use fp32 or int8",
+        unless=_has_fp16_kernels,
     ),
     Rule("onnxruntime", _CPU, ("bf16",), "ONNX Runtime's CPU provider has no BF16 kernels; use fp32 or int8"),
     Rule(
@@ -107,8 +130,15 @@ RULES = (
     Rule(
         "openvino",
         _CPU,
-        ("fp16", "bf16"),
-        "OpenVINO computes {precision} graphs in FP32 here: full precision is asked of it; use fp32 or int8",
+        ("fp16",),
+        "OpenVINO computes FP16 graphs in FP32 here: full precision is asked of it; use fp32 or int8",
+    ),
+    Rule(
+        "openvino",
+        _CPU,
+        ("bf16",),
+        "OpenVINO computes BF16 graphs in FP32 on this CPU, which has no BF16 arithmetic; use fp32 or int8",
+        unless=_openvino_has_bf16,
     ),
     Rule("openvino", _CPU, ("fp8",), "OpenVINO dequantises FP8 and computes in FP32 on CPUs; use int8"),
 )
@@ -129,7 +159,8 @@ def refusal(backend: str, target: str, precision: str) -> str:
     """
     for rule in RULES:
         whole = rule.precisions == _ANY
-        if rule.backend == backend and target in rule.targets and (whole or precision in rule.precisions):
+        fits = rule.backend == backend and target in rule.targets and (whole or precision in rule.precisions)
+        if fits and not rule.unless():
             return rule.why.format(backend=backend, target=target, precision=precision.upper())
     return ""
 

@@ -34,12 +34,15 @@ class Weight(NamedTuple):
     block: int
 
 
-def quantisable(model: onnx.ModelProto) -> dict[str, Weight]:
+def quantisable(model: onnx.ModelProto, *, for_cpu: bool = False) -> dict[str, Weight]:
     """Names of the Gemm and MatMul whose weights can be kept in 4 bits, in the graph's order.
 
-    That takes a constant matrix as the second factor, FP32 or FP16, whose inner dimension is two blocks of 16 or more:
-    compilers fold a single block into floats.
+    That takes a constant matrix as the second factor, FP32 or FP16, whose inner dimension is two blocks of 16 or more
+    (compilers fold a single block into floats) and whose outer one is even (else TensorRT-RTX makes floats of the
+    weights first, and multiplies those). `for_cpu` leaves out products that are scaled by a constant right away:
+    OpenVINO multiplies the weights by it, and keeps the result as floats.
     """
+    scaled = _scaled(model.graph) if for_cpu else set()
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found: dict[str, Weight] = {}
     for node in model.graph.node:
@@ -47,9 +50,9 @@ def quantisable(model: onnx.ModelProto) -> dict[str, Weight]:
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type not in _FLOATS:
             continue
         transposed = _flag(node, "transB")
-        inner = tensor.dims[1 if transposed else 0]
+        inner, outer = reversed(tensor.dims) if transposed else tensor.dims
         block = next((size for size in BLOCKS if inner % size == 0 and inner >= 2 * size), 0)
-        if block and not _flag(node, "transA"):
+        if block and outer % 2 == 0 and not _flag(node, "transA") and node.output[0] not in scaled:
             found[node.name] = Weight(tensor.name, transposed, block)
     return found
 
@@ -90,7 +93,7 @@ def weights_to_int4(
     for_cpu: bool = False,
     exclude: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The graph with INT4 weights through DequantizeLinear at the nodes of `quantisable(model)` that `exclude` does not name.
+    """The graph with INT4 weights through DequantizeLinear at the nodes of `quantisable` that `exclude` does not name.
 
     `model` is FP32, or FP16 by `cast.to_half`: scales, and what is computed, are of the weights' own type.
     `importance` holds `mean_squares` of the FP32 graph. Weights are written as [inner, outer], the one order that ONNX
@@ -103,11 +106,14 @@ def weights_to_int4(
     """
     before = inspect.compute_dtypes(model)
     inspect.require_nodes(before, exclude)
-    chosen = {name: weight for name, weight in quantisable(model).items() if name not in exclude}
+    chosen = {
+        name: weight for name, weight in quantisable(model, for_cpu=for_cpu).items() if name not in exclude
+    }
     if not chosen:
         raise ExportError(
-            f"no weights to keep in INT4: they take a Gemm or MatMul with a constant matrix whose inner dimension is a multiple "
-            f"of {BLOCKS[-1]} and at least {2 * BLOCKS[-1]} (compute nodes: {', '.join(list(before)[:8]) or 'none'}); "
+            "no weights to keep in INT4: they take a Gemm or MatMul with a constant matrix whose inner dimension is a multiple "
+            f"of {BLOCKS[-1]} and at least {2 * BLOCKS[-1]}, and whose outer one is even "
+            f"(compute nodes: {', '.join(list(before)[:8]) or 'none'}); "
             "leave int4 out of precision"
         )
     raised = versions.at_least(model, OPSET)
@@ -214,6 +220,17 @@ def _relu_as_maximum(graph: onnx.GraphProto, chosen: Collection[str]) -> None:
         node.input.append("relu_zero")
     if relus:
         graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "relu_zero"))
+
+
+def _scaled(graph: onnx.GraphProto) -> set[str]:
+    """The values that a Mul or Div with a constant reads."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return {
+        name
+        for node in graph.node
+        if node.op_type in ("Mul", "Div") and constants.intersection(node.input)
+        for name in node.input
+    }
 
 
 def _flag(node: NodeProto, name: str) -> bool:
