@@ -104,6 +104,7 @@ def test_backends_do_not_import_each_other() -> None:
         "receipt",
         "isolation",
         "registry",
+        "capabilities",
         "gpu",
         "typed",
         "trt_log",

@@ -37,7 +37,7 @@ MetricName = Literal[
 ]
 DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
-PrecisionName = Literal["fp32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 AUTO = "auto"
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "inductor"]
 IN_RUN = "run"  # of a cache: kept in the run's own folder

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from tlexport.backends.typed import rounding_to_half
 from tlexport.graph import attribution, search, splice
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import quantize, tensors_to_calibrate
 from tlexport.graph.sensitivity import Answers, sensitivities
 from tlexport.graph.trace import trace
@@ -128,7 +128,7 @@ def test_fifty_planted_faults_are_all_found(
             words = f"channel {channel} of its input reaches"
         else:
             graph = _rescaled(sound, layer, 5e4)
-            typed, culprit, executable = to_fp16(graph), layer, rounding_to_half
+            typed, culprit, executable = to_half(graph, "fp16"), layer, rounding_to_half
             words = "its output reaches"
         blamed, share, evaluations, groups = _found(graph, typed, batches, executable)
         assert blamed == f"layers.{culprit}", (number, kind, layer, blamed, share)
@@ -166,7 +166,9 @@ def test_overflow_is_a_ratio_of_minus_infinity(
     sound: onnx.ModelProto, batches: list[dict[str, np.ndarray]]
 ) -> None:
     graph = _rescaled(sound, 5, 1e5)
-    ratios = {r.layer: r.db for r in attribution.ratios(graph, to_fp16(graph), batches, rounding_to_half)}
+    ratios = {
+        r.layer: r.db for r in attribution.ratios(graph, to_half(graph, "fp16"), batches, rounding_to_half)
+    }
     assert ratios["layers.4"] > 30 and ratios["layers.5"] == -math.inf
 
 

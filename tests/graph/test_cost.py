@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tlexport.errors import ExportError
 from tlexport.graph import cost
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import quantize, tensors_to_calibrate
 from tlexport.graph.trace import trace
 
@@ -75,7 +75,7 @@ def test_lower_precision_costs_less_and_the_share_counts_operations(
     macs = cost.macs(graph)
     assert cost.share(int8) == 1 and cost.share(graph) == 0
     assert cost.share(part) == pytest.approx(1 - macs[stem] / sum(macs.values()))
-    times = [cost.seconds(g, cost.GPU) for g in (int8, part, to_fp16(graph), graph)]
+    times = [cost.seconds(g, cost.GPU) for g in (int8, part, to_half(graph, "fp16"), graph)]
     assert times[0] < times[1] < times[3] and times[0] < times[2] < times[3]
 
 

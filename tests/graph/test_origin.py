@@ -129,7 +129,7 @@ def test_the_passes_keep_it_and_place_what_they_add(own: onnx.ModelProto, conver
     if kind == "opset 23":
         changed = traced(Own(), inputs(2), opset=23)
     elif kind == "fp16":
-        changed = cast.to_fp16(own)
+        changed = cast.to_half(own, "fp16")
     else:
         ranges = calibration.calibrate(own, [inputs(4)], quantize.tensors_to_calibrate(own, flavour))
         changed = quantize.quantize(own, ranges, flavour)
@@ -144,7 +144,7 @@ def test_weights_that_do_not_fit_are_placed() -> None:
     with torch.no_grad():
         module.scores.queries[0, 0] = 1e6
     with pytest.raises(ExportError, match=r"largest 1e\+06.*\[in the PyTorch model: .*\(module scores\)\]"):
-        cast.to_fp16(traced(module, inputs(2)))
+        cast.to_half(traced(module, inputs(2)), "fp16")
     with pytest.raises(ExportError, match=r"not one matrix product") as refused:
         traced(Summing(), {"images": np.zeros((2, 3, 4, 4), np.uint8)})
     assert "(module inner)" in str(refused.value)

@@ -12,7 +12,7 @@ import torchvision
 
 from tlexport.errors import ExportError
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import Flavour, quantize, tensors_to_calibrate
 from tlexport.graph.splice import groups, lowered
 from tlexport.graph.trace import trace
@@ -67,7 +67,7 @@ def test_a_part_is_what_excluding_the_rest_gives(
 def test_fp16_products_stand_between_fp32_tensors(
     transformer: onnx.ModelProto, photographs: np.ndarray, run: Run
 ) -> None:
-    typed = to_fp16(transformer)
+    typed = to_half(transformer, "fp16")
     every = [name for group in groups(transformer, typed) for name in group]
     spliced = lowered(transformer, typed, every[:3])
     onnx.checker.check_model(spliced)

@@ -77,10 +77,10 @@ def _graphs(recipe: Recipe) -> set[str]:
 
 
 def _graph(precision: str, target: str) -> str:
-    """Name of the typed graph; INT8 has a flavour for CPUs and one for TensorRT."""
-    if precision != "int8":
+    """Name of the typed graph; INT8 and INT4 have a flavour for CPUs and one for TensorRT."""
+    if precision not in ("int8", "int4"):
         return precision
-    return "int8-cpu" if target == "cpu" else "int8-trt"
+    return f"{precision}-{'cpu' if target == 'cpu' else 'trt'}"
 
 
 def _refused(variant: Variant, why: str, progress: Progress) -> Variant:
