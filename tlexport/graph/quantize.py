@@ -10,8 +10,6 @@ OpenVINO runs faster and ONNX Runtime as fast.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -19,12 +17,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
-from tlexport.graph.calibration import Range
-
-Flavour = Literal["trt", "cpu"]
+from tlexport.graph.grid import Flavour as Flavour
+from tlexport.graph.grid import Grid, Range, of_activation, scale_of
 
 LARGEST_BIAS = 2**31 - 2**10  # in 32 bits, with room for rounding in float32
-DEAD = 1e-12  # a largest magnitude below this is taken for zero; a scale made of it would underflow
 
 
 def tensors_to_calibrate(model: onnx.ModelProto, flavour: Flavour) -> list[str]:
@@ -63,9 +59,10 @@ def quantize(
         raise ExportError(
             f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}"
         )
-    to_grid = _symmetric if flavour == "trt" else _asymmetric
     insertion = _Insertion(
-        model.graph, {name: to_grid(ranges[name]) for name in activations}, 63 if reduce_range else 127
+        model.graph,
+        {name: of_activation(ranges[name], flavour) for name in activations},
+        63 if reduce_range else 127,
     )
     for node in model.graph.node:
         if node.name in chosen:
@@ -75,41 +72,6 @@ def quantize(
     result = insertion.applied_to(model)
     _ensure_quantised(result, chosen)
     return result
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Real value = scale * (integer - zero_point); scalars, or vectors [channels] along `axis`."""
-
-    scale: np.ndarray  # float32
-    zero_point: np.ndarray  # int8, uint8 or int32
-    axis: int | None = None
-
-    def quantise(self, values: np.ndarray, largest: int) -> np.ndarray:
-        """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`."""
-        shape = (
-            [1] * values.ndim
-            if self.axis is None
-            else [-1 if d == self.axis else 1 for d in range(values.ndim)]
-        )
-        steps = np.rint(values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape))
-        return np.clip(steps, -largest, largest).astype(self.zero_point.dtype)
-
-
-def _symmetric(interval: Range) -> Grid:
-    return Grid(_step(interval.magnitude, 127), np.zeros((), np.int8))
-
-
-def _asymmetric(interval: Range) -> Grid:
-    """U8 over the interval widened to hold 0, which must be exact: padding and ReLU produce it."""
-    low, high = min(interval.low, 0.0), max(interval.high, 0.0)
-    scale = _step(high - low, 255)
-    return Grid(scale, np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
-
-
-def _step(magnitude: np.ndarray | float, levels: int) -> np.ndarray:
-    """Magnitude / levels; 1 where there is nothing to represent, since a scale may be neither 0 nor infinite."""
-    return np.where(np.asarray(magnitude) < DEAD, 1.0, np.asarray(magnitude) / levels).astype(np.float32)
 
 
 class _Insertion:
@@ -185,7 +147,7 @@ class _Insertion:
         """Symmetric S8 per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
         others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
         magnitude = np.abs(weight).max(axis=others) if axis is not None else np.abs(weight).max()
-        scale = _step(magnitude, self.largest_weight)
+        scale = scale_of(magnitude, self.largest_weight)
         if bias is not None:
             scale = np.maximum(scale, np.abs(bias) / (step * LARGEST_BIAS)).astype(np.float32)
         return Grid(scale, np.zeros(scale.shape, np.int8), axis)
