@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -58,14 +58,23 @@ def correct_biases(
     return result
 
 
+STEPS = 4  # of Newton's method
+
+
 @dataclass(frozen=True)
 class _Site:
-    """A product's bias, and the tensor that it is the last thing added to."""
+    """A product's bias, the tensor that it is the last thing added to, and where the mean is to be right.
+
+    That is behind a Relu or Clip: noise before it changes the mean behind it even where the mean before is right.
+    """
 
     bias: str
     output: str
     axis: int  # of the channels in the output
     beta: float = 1.0  # what the product multiplies its bias by
+    seen: str = ""
+    low: float = -np.inf
+    high: float = np.inf
 
 
 class _Moments:
@@ -90,7 +99,7 @@ class _Moments:
 def _moments(
     model: onnx.ModelProto, batches: Sequence[probe.Batch], sites: Sequence[_Site]
 ) -> list[_Moments]:
-    names = [site.output for site in sites]
+    names = [site.seen for site in sites]
     session = probe.session(model, names)
     moments = [_Moments() for _ in sites]
     for batch in batches:
@@ -121,17 +130,29 @@ def _corrections(
     lacking = []
     for site, then in zip(sites, expected, strict=True):
         walk.through(site.output)
-        now = _Moments()
+        outputs = [values[site.output] for values in walk.values]
+        shape = [-1 if d == site.axis % outputs[0].ndim else 1 for d in range(outputs[0].ndim)]
+        lacking.append(_lack(outputs, site, then.mean, shape))
         for values in walk.values:
-            now.observe(values[site.output], site.axis)
-        lacking.append(then.mean - now.mean)
-        for values in walk.values:
-            shape = [
-                -1 if d == site.axis % values[site.output].ndim else 1
-                for d in range(values[site.output].ndim)
-            ]
-            values[site.output] = values[site.output] + lacking[-1].astype(np.float32).reshape(shape)
+            values[site.output] = values[site.output] + lacking[-1].reshape(shape)
     return lacking
+
+
+def _lack(outputs: Sequence[np.ndarray], site: _Site, mean: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """float32 [C] to add so that the means behind the activation are `mean`, by Newton's method.
+
+    The slope of a mean of clipped values is the share that is not clipped. A channel that the samples leave almost all
+    clipped is moved no faster than if a tenth were not.
+    """
+    lack = np.zeros(len(mean), np.float32)
+    for _ in range(STEPS if np.isfinite([site.low, site.high]).any() else 1):
+        moments, inside = _Moments(), _Moments()
+        for values in outputs:
+            moved = values + lack.reshape(shape)
+            moments.observe(np.clip(moved, site.low, site.high), site.axis)
+            inside.observe((moved > site.low) & (moved < site.high), site.axis)
+        lack += ((mean - moments.mean) / np.maximum(inside.mean, 0.1)).astype(np.float32)
+    return lack
 
 
 def _corrected(
@@ -162,7 +183,7 @@ def _with_biases(model: onnx.ModelProto, dtypes: Mapping[str, str]) -> tuple[onn
         site = (
             biases.of_matmul(node, weight.shape[1]) if node.op_type == "MatMul" else biases.of(node, weight)
         )
-        sites += [site] if site else []
+        sites += [biases.with_activation(site)] if site else []
     places = {output: place for place, node in enumerate(result.graph.node) for output in node.output}
     return result, sorted(sites, key=lambda site: places[site.output])
 
@@ -205,6 +226,19 @@ class _Biases:
         bias = self._own("", channels, output)
         self.graph.node.append(helper.make_node("Add", [product.output[0], bias], [output], f"{output}/Add"))
         return _Site(bias, output, -1)
+
+    def with_activation(self, site: _Site) -> _Site:
+        """The site, its mean seen behind the Relu or Clip that alone reads the output."""
+        following = self.readers[site.output]
+        if len(following) != 1 or following[0].op_type not in ("Relu", "Clip") or site.output in self.outputs:
+            return replace(site, seen=site.output)
+        activation = following[0]
+        bounds = [-np.inf, np.inf] if activation.op_type == "Clip" else [0.0, np.inf]
+        for place, name in enumerate(activation.input[1:]):
+            if name and name not in self.constants:
+                return replace(site, seen=site.output)
+            bounds[place] = float(self.constants[name].item()) if name else bounds[place]
+        return replace(site, seen=activation.output[0], low=bounds[0], high=bounds[1])
 
     def _is_vector(self, name: str, channels: int) -> bool:
         """A constant that adds one and the same vector [channels] everywhere."""

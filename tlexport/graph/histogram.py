@@ -119,10 +119,12 @@ class _SquaredError:
         """Of the intervals [lows[i], highs[i]] the one with the least error."""
         upper, lower = np.maximum(highs, 0), np.maximum(-lows, 0)
         if self.flavour == "trt":
-            upper = lower = np.maximum(upper, lower)
-            steps = upper / 127
+            steps = np.maximum(upper, lower) / 127
+            below = np.full(len(steps), 128)
         else:
             steps = (upper + lower) / 255
+            below = np.rint(lower / steps)  # the zero point is an integer, which moves both bounds
+        lower, upper = below * steps, (255 - below) * steps
         errors = self._of(0, upper, steps) + self._of(1, lower, steps)
         best = int(np.argmin(errors))
         return Range(float(lows[best]), float(highs[best]))
