@@ -171,12 +171,9 @@ def _with_biases(model: onnx.ModelProto, dtypes: Mapping[str, str]) -> tuple[onn
     """A copy, computing the same, in which every product in 8 bits has a bias that it shares with nobody."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    nodes = list(result.graph.node)
-    del result.graph.node[:]
-    biases = _Biases(result, nodes)
+    biases = _Biases(result)
     sites = []
-    for node in nodes:
-        result.graph.node.append(node)
+    for node in result.graph.node:
         weight = biases.constants.get(node.input[1]) if dtypes.get(node.name) == "int8" else None
         if weight is None or (node.op_type != "Conv" and weight.ndim != 2):
             continue
@@ -184,19 +181,27 @@ def _with_biases(model: onnx.ModelProto, dtypes: Mapping[str, str]) -> tuple[onn
             biases.of_matmul(node, weight.shape[1]) if node.op_type == "MatMul" else biases.of(node, weight)
         )
         sites += [biases.with_activation(site)] if site else []
+    nodes = [each for node in result.graph.node for each in (node, *biases.added.get(node.output[0], ()))]
+    reordered = onnx.GraphProto(node=nodes)
+    del result.graph.node[:]
+    result.graph.node.extend(reordered.node)
     places = {output: place for place, node in enumerate(result.graph.node) for output in node.output}
     return result, sorted(sites, key=lambda site: places[site.output])
 
 
 class _Biases:
-    """Finds each product's bias among a graph's nodes, or makes it; the nodes are changed in place."""
+    """Finds each product's bias among a graph's nodes, or makes it; the nodes are changed in place.
 
-    def __init__(self, model: onnx.ModelProto, nodes: Sequence[NodeProto]) -> None:
+    `added` are the nodes to stand behind the one that makes a tensor.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
         self.outputs = {value.name for value in self.graph.output}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in nodes:
+        self.added: dict[str, list[NodeProto]] = {}
+        for node in self.graph.node:
             for name in node.input:
                 self.readers[name].append(node)
 
@@ -224,7 +229,8 @@ class _Biases:
                 return _Site(add.input[place], add.output[0], -1)
         product.output[0] = f"{output}/product"
         bias = self._own("", channels, output)
-        self.graph.node.append(helper.make_node("Add", [product.output[0], bias], [output], f"{output}/Add"))
+        add = helper.make_node("Add", [product.output[0], bias], [output], f"{output}/Add")
+        self.added[product.output[0]] = [add]
         return _Site(bias, output, -1)
 
     def with_activation(self, site: _Site) -> _Site:
