@@ -29,8 +29,12 @@ def correct_biases(
     *,
     exclude: Collection[str] = (),
     reduce_range: bool = False,
+    reference: onnx.ModelProto | None = None,
 ) -> onnx.ModelProto:
-    """The FP32 graph whose products, quantised with the same arguments, have the mean outputs that `model` has.
+    """The FP32 graph whose products, quantised with the same arguments, have the mean outputs that FP32 has.
+
+    FP32 is `reference`, or `model` itself. Weights that were learnt to round (`rounding`) no longer compute what they
+    did, so that the graph from before that has to be given; it has the same tensors.
 
     Takes each Conv, and each Gemm and MatMul with a constant matrix on the right, that `quantize` makes 8 bits of. A product
     without a bias gets one: a MatMul in the Add behind it, which is made where there is none. The products are
@@ -45,7 +49,7 @@ def correct_biases(
     if not sites:
         return model
     quantised = quantize(biased, ranges, flavour, exclude=exclude, reduce_range=reduce_range)
-    expected = _moments(model, batches, sites)
+    expected = _moments(model if reference is None else reference, batches, sites)
     before = _shift(_moments(quantised, batches, sites), expected)
     result = _corrected(biased, sites, _corrections(quantised, batches, sites, expected))
     quantised = quantize(result, ranges, flavour, exclude=exclude, reduce_range=reduce_range)

@@ -49,7 +49,7 @@ def learn_rounding(
     nodes share keeps nearest rounding, and so does a channel whose bias sets its scale (`cpu`).
 
     The scale of a channel is set by its largest |w|, which keeps its value. Other settings than these need their own
-    result; biases may still be corrected afterwards. Memory grows with the samples as in `correct_biases`.
+    result; biases may still be corrected afterwards, with `model` as the reference. Memory grows with the samples as in `correct_biases`.
 
     Raises what `quantize` raises, and ExportError if `batches` is empty, a name in `layers` is no such product, or
     `quantize` would make other integers than those learnt.
