@@ -220,7 +220,7 @@ def test_a_zero_point_lets_mse_clip_one_side_more() -> None:
         calibrate(_identity(), [{"images": values}], ["images"], method="mse", flavour=flavour)["images"]
         for flavour in ("cpu", "trt")
     )
-    assert cpu.low == pytest.approx(float(values.min()), rel=0.05)
+    assert cpu.low == pytest.approx(float(values.min()), abs=0.1)
     assert cpu.high < values.max()
     assert _squared_error(values, cpu, "cpu") < _squared_error(values, trt, "cpu")
 
@@ -260,7 +260,7 @@ def test_auto_judges_by_the_products_and_not_by_the_tensor(flavour: Flavour) -> 
             _batches(values, 30),
             ["images", "shared"],
             method="auto",
-            percentile=95,
+            percentile=99.3,
             flavour=flavour,
         )
         assert (found.ranges["shared"].high < 30) == clips
