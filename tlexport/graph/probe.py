@@ -39,13 +39,14 @@ def session(model: onnx.ModelProto, tensors: Collection[str]) -> Any:
 
 
 def loaded(model: onnx.ModelProto) -> Any:
-    """A session that computes what the graph is typed with: at this level no 8-bit kernel replaces Q, DQ and product."""
+    """A session that computes what the graph is typed with: no 8-bit kernel replaces Q, DQ and product."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = cores.usable()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
