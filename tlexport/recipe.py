@@ -371,6 +371,10 @@ class Search(Section):
     )
     samples: int = Field(1000, ge=16, description="validation samples that judge a candidate")
     evaluations: int = Field(12, ge=3, description="most passes over those samples, sensitivities included")
+    learn: bool = Field(
+        True,
+        description="learn how to round weights (AdaRound, minutes) where quicker improvements miss the budget",
+    )
     keep: tuple[str, ...] = Field((), description="layers that stay in FP32, by their names in the graph")
     report: bool = Field(
         False, description="ask every layer what it costs, also where the budget is met without"

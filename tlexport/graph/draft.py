@@ -45,8 +45,8 @@ class Samples:
     few: Sequence[Batch]
 
 
-def improvements(samples: Samples) -> tuple[tuple[Improvement[Draft], ...], ...]:
-    """In the order to try them: those that take seconds first, and those that take longer where they are not enough."""
+def improvements(samples: Samples, *, learn: bool) -> tuple[tuple[Improvement[Draft], ...], ...]:
+    """In the order to try them: those that take seconds, then with `learn` those that take minutes, where the first are not enough."""
 
     def calibrated(draft: Draft, method: calibration.Method) -> dict[str, Range]:
         wanted = quantize.tensors_to_calibrate(draft.base, draft.flavour)
@@ -63,7 +63,9 @@ def improvements(samples: Samples) -> tuple[tuple[Improvement[Draft], ...], ...]
         return replace(draft, ranges=calibrated(draft, "auto"))
 
     def rounded(draft: Draft) -> Draft:
-        return replace(draft, model=_adjusted(rounding.learn_rounding, draft, samples))
+        """From the weights themselves: learnt with corrected biases, rounding has less to gain than it loses."""
+        fresh = replace(draft, model=draft.base)
+        return replace(draft, model=_adjusted(rounding.learn_rounding, fresh, samples))
 
     def centred(draft: Draft) -> Draft:
         def correct(model: onnx.ModelProto, *args: object, **options: object) -> onnx.ModelProto:
@@ -71,7 +73,7 @@ def improvements(samples: Samples) -> tuple[tuple[Improvement[Draft], ...], ...]
 
         return replace(draft, model=_adjusted(correct, draft, samples))
 
-    return (
+    rounds = (
         (
             Improvement("each range by its least measured error", ranged),
             Improvement("channels rescaled (equalisation, SmoothQuant)", rescaled),
@@ -82,6 +84,7 @@ def improvements(samples: Samples) -> tuple[tuple[Improvement[Draft], ...], ...]
             Improvement("means corrected in the biases", centred),
         ),
     )
+    return rounds if learn else rounds[:1]
 
 
 def _adjusted(adjust: Callable[..., onnx.ModelProto], draft: Draft, samples: Samples) -> onnx.ModelProto:

@@ -118,7 +118,9 @@ class _Workshop:
             return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"), ())
         flavours: dict[str, Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
         plain = self._in_8_bits(name, flavours[name])
-        return self._within_budget(name, plain, draft.improvements(self._samples))
+        return self._within_budget(
+            name, plain, draft.improvements(self._samples, learn=self.recipe.search.learn)
+        )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
