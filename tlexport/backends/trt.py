@@ -165,7 +165,7 @@ class Flavour:
         engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
         if engine is None:
             raise CompileError(_failure(f"{self.NAME} cannot load {artifact} on {here}", log.errors))
-        if engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) > 0:
+        if engine.refittable:  # engines are built so for nothing else
             raise CompileError(
                 f"{artifact} was built without its weights (tensorrt.strip_weights): refit it before it runs"
             )
