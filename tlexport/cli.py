@@ -266,6 +266,7 @@ def build(
         f"chosen for {name}": f"{variant} ({result.reasons[name]})" for name, variant in result.chosen.items()
     }
     rows |= {f"FAILED for {name}": why for name, why in result.failed.items()}
+    rows |= {f"not {name}": why for name, why in result.losers.items()}
     rows |= {
         "bundle": result.bundle or "none: a target has no passing variant",
         "report": result.report or "none",

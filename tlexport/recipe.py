@@ -37,7 +37,9 @@ MetricName = Literal[
 ]
 DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
-PrecisionName = Literal["fp32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
+AUTO = "auto"
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "inductor"]
 IN_RUN = "run"  # of a cache: kept in the run's own folder
 
 
@@ -292,8 +294,13 @@ class Export(Section):
 
 
 class Compile(Section):
-    """Building the artifacts, whatever the backend."""
+    """Which backends the typed graphs are compiled with, and how long one build may take."""
 
+    backends: tuple[BackendName, ...] = Field(
+        ("auto",),
+        description="auto: every one that is installed and compiles in seconds; inductor takes part only if it is named: "
+        "[auto, inductor]",
+    )
     timeout: float = Field(1800.0, gt=0, description="seconds that one build may take before it is stopped")
 
 
@@ -444,6 +451,8 @@ class Recipe(Section):
             raise ValueError("targets: at least one is needed, for instance cpu")
         if not self.precision:
             raise ValueError("precision: at least one is needed, for instance fp32")
+        if not self.compile.backends:
+            raise ValueError("compile.backends: at least one is needed, for instance auto")
         return self
 
     def to_yaml(self) -> str:

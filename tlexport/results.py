@@ -250,6 +250,10 @@ class Variant(Result):
     p99_ms: float | None = None
     threads: int | None = Field(None, description="threads the variant was timed with")
     count: int | None = Field(None, description="timed samples behind the percentiles")
+    dropped: str = Field("", description="why its timing was ended early: too far behind the best")
+    cost_ms: float | None = Field(
+        None, description="of one sample by the cost model, where the target is not here: not measured"
+    )
     calls_per_sample: int | None = Field(
         None,
         description="calls that a sample is the mean of: more than 1 where reading the clock would count; "
@@ -307,6 +311,7 @@ class PackageResult(Result):
     bundle: str
     chosen: dict[str, str] = Field(description="target -> variant")
     reasons: dict[str, str] = Field(description="target -> why this one")
+    losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
     files: int
     size_bytes: int
 
@@ -317,6 +322,10 @@ class BuildResult(Result):
     report: str | None
     chosen: dict[str, str]
     reasons: dict[str, str]
+    losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
+    front: tuple[str, ...] = Field(
+        description="variants that none for the same target beats in drop, latency (or cost by the model) and size at once"
+    )
     reference: Variant
     variants: tuple[Variant, ...]
     seconds: dict[str, float] = Field(

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from tlexport.backends.receipt import Receipt
 from tlexport.recipe import TensorRT
 from tlexport.tensors import Profile
+
+if TYPE_CHECKING:
+    import torch
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -41,6 +44,19 @@ class Artifact:
     receipt: Receipt
 
 
+@dataclass(frozen=True)
+class Network:
+    """A PyTorch module in eval mode and its ends: one tensor [n, ...] for each of `inputs`, in order, to float32 [n, k]."""
+
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    example: tuple[torch.Tensor, ...]  # n = 2, of any values
+
+
+Load = Callable[[], Network]  # makes the network in the process that calls it
+
+
 def unheard(phase: str, share: float) -> None:
     """A report to nobody."""
 
@@ -50,6 +66,7 @@ class Options:
     """What a build or a runner may be told beyond its graph. A backend reads its own and refuses what it cannot do."""
 
     tensorrt: TensorRT = field(default_factory=TensorRT)
+    network: Load | None = None  # makes what the graph was traced from: for backends that compile PyTorch
     report: Callable[[str, float], None] = unheard  # how far a build is: (phase, share of the whole, 0 to 1)
 
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import DEFAULTS, Artifact, Backend, Options, isolation, ort, ov, trt, unheard
-from tlexport.errors import CompileError
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Backend,
+    Options,
+    inductor,
+    isolation,
+    ort,
+    ov,
+    trt,
+    unheard,
+)
+from tlexport.errors import CompileError, NoCompilerError, NotInstalledError
+from tlexport.recipe import AUTO
 from tlexport.run import replacing
 from tlexport.tensors import Profile
 
@@ -20,7 +32,31 @@ BACKENDS: dict[str, Backend] = {
     ov.NAME: ov,
     trt.RTX.NAME: trt.RTX,
     trt.TENSORRT.NAME: trt.TENSORRT,
+    inductor.NAME: inductor,
 }
+SLOW = (inductor.NAME,)  # to compile: half a minute for a ResNet-18, where the others take a second
+
+
+def chosen(names: Sequence[str]) -> dict[str, Backend]:
+    """The backends of `compile.backends`, in their order here; `auto` stands for all that compile in seconds.
+
+    Raises CompileError for an unknown name, and for one that is asked for by name and can build nothing here; where it is
+    a package or a compiler that is missing, NotInstalledError.
+    """
+    for name in names:
+        if name != AUTO:
+            _require_usable(name)
+    quick = [name for name in BACKENDS if name not in SLOW] if AUTO in names else []
+    return {name: backend for name, backend in BACKENDS.items() if name in {*names, *quick}}
+
+
+def _require_usable(name: str) -> None:
+    found = get(name).availability()
+    if not found.installed:
+        raise NotInstalledError(f"backend {name!r}", get(name).EXTRA, found.note)
+    if not found.builds:
+        missing = NoCompilerError(f"backend {name!r}") if name == inductor.NAME else None
+        raise missing or CompileError(f"backend {name!r} can build nothing here ({found.note})")
 
 
 def get(name: str) -> Backend:
@@ -43,7 +79,8 @@ def build(
 ) -> Artifact:
     """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash.
 
-    `options.report` is called in this process.
+    `options.report` is called in this process; `options.network` in the child, so it must be of module level there: a
+    function, or a partial of one.
     """
     silent = dataclasses.replace(options, report=unheard)
     return isolation.call(

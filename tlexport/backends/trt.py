@@ -26,6 +26,7 @@ from tlexport.backends import (
     Options,
     Runner,
     Tensors,
+    capabilities,
     gpu,
     receipt,
     trt_options,
@@ -41,15 +42,6 @@ from tlexport.tensors import Profile
 
 if TYPE_CHECKING:
     import torch
-
-# What TensorRT-RTX 1.7 was seen to do with typed graphs for each capability, by precision.
-_RTX_REFUSALS = {
-    ("sm75", "fp32"): "TensorRT-RTX compiles no FP32 matrix products (Gemm, MatMul) for SM75; use fp16 there",
-    ("sm75", "int8"): "TensorRT-RTX computes INT8 convolutions in floating point for SM75; use fp16 there",
-}
-_RTX_ADVICE = (
-    ("FP32 GEMM is not supported", "TensorRT-RTX has no FP32 matrix products for SM75: use fp16 there"),
-)
 
 
 @dataclass
@@ -82,8 +74,8 @@ class Flavour:
         return Availability(True, trt.__version__, builds=builds, runs=own, note=note, options=options)
 
     def refusal(self, target: str, precision: str) -> str:
-        if target == "cpu":
-            return f"{self.NAME} builds for NVIDIA GPUs only; for the cpu use onnxruntime or openvino"
+        if reason := capabilities.refusal(self.NAME, target, precision):
+            return reason
         if not self.crosses:
             here = gpu.capability()
             found = f"this machine has {here}" if here else "this machine has no NVIDIA GPU"
@@ -93,8 +85,8 @@ class Flavour:
                 else f"TensorRT builds only for the GPU it runs on: {found}, not {target}"
             )
         if target not in (known := self._ahead_of_time()):
-            return f"TensorRT-RTX cannot compile ahead of time for {target} (it can for {', '.join(known)})"
-        return _RTX_REFUSALS.get((target, precision), "")
+            return f"this TensorRT-RTX ({self._library().__version__}) does not compile for {target} (it does for {', '.join(known)})"
+        return ""
 
     def build(
         self,
@@ -127,7 +119,7 @@ class Flavour:
             engine = builder.build_serialized_network(network, config)
             if engine is None:
                 failure = _failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors)
-                raise CompileError(failure + trt_options.advice(asked, log.errors))
+                raise CompileError(typed.explained(failure + trt_options.advice(asked, log.errors), graph))
         options.report("reading the log", 1.0)
         layers = read_layers(log.layers)
         if asked.tf32:
@@ -135,7 +127,8 @@ class Flavour:
             layers = [_in_tf32(layer) for layer in layers]
         with replacing(out) as partial:
             partial.write_bytes(memoryview(engine))
-        return Artifact(out, receipt.make(f"{self.NAME} {trt.__version__} build log", expected, layers))
+        source = f"{self.NAME} {trt.__version__} build log"
+        return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
     @contextlib.contextmanager
     def runner(
@@ -287,7 +280,8 @@ def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> Any:
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()}" if e.node_name() else e.desc()
             for e in errors
         ]
-        raise CompileError(_failure(f"{trt.__name__} cannot read {graph}", found))
+        text = _failure(f"{trt.__name__} cannot read {graph}", found)
+        raise CompileError(typed.explained(text, graph))
     return network
 
 
@@ -312,7 +306,6 @@ def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 
 def _failure(what: str, messages: list[str]) -> str:
-    advice = [words for sign, words in _RTX_ADVICE if any(sign in message for message in messages)]
     return f"{what}: {'; '.join(messages) or 'no reason was given'}" + "".join(
-        f" ({words})" for words in advice
+        f" ({words})" for words in capabilities.advice(messages)
     )

@@ -169,6 +169,7 @@ class _Timings:
             **{key: p.value_ms for key, p in found.items()},
             "threads": self.threads[name],
             "count": len(times),
+            "dropped": self.raw.dropped.get(name, ""),
             "calls_per_sample": self.raw.calls_per_sample[name],
             "speedup": None if reference is None else latency.speedup(reference, times).ratio,
             "throughput": self.throughput.get(name),

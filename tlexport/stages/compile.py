@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tlexport.backends import Availability, Options, registry, trt_options
+import numpy as np
+
+from tlexport.backends import Availability, Load, Network, Options, registry, trt_options
 from tlexport.errors import BackendCrash, CompileError
-from tlexport.graph import inspect, trace
+from tlexport.graph import cost, inspect, trace
+from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint
+from tlexport.models.network import ServingModel
 from tlexport.progress import Progress, Step
 from tlexport.recipe import Recipe
 from tlexport.results import CompileResult, QuantizeResult, Variant
@@ -21,7 +26,9 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     Raises CompileError if a target is left without any variant.
     """
     require_targets(recipe)
-    available = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
+    available = {
+        name: backend.availability() for name, backend in registry.chosen(recipe.compile.backends).items()
+    }
     plans = [
         (target, backend, precision)
         for target in recipe.targets
@@ -38,7 +45,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
         "backends": {name: found.version for name, found in available.items()},
         "refused": refused,
     }
-    record = run.stage("compile", config, inputs=sorted(graphs.values()))
+    network = _network_of(run)
+    record = run.stage("compile", config, inputs=[run / "checkpoint", *sorted(graphs.values())])
     if (finished := record.unchanged(CompileResult)) is not None:
         progress.say("compile: unchanged, skipped")
         return finished
@@ -50,9 +58,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
                 name=f"{target}-{backend}-{precision}", backend=backend, target=target, precision=precision
             )
             why = refused.get(graph) or registry.BACKENDS[backend].refusal(target, precision)
-            options = Options(
-                recipe.tensorrt.placed(run / "cache"), _reporter(step, variant, done, len(plans))
-            )
+            report = _reporter(step, variant, done, len(plans))
+            options = Options(recipe.tensorrt.placed(run / "cache"), network, report)
             variants.append(
                 _refused(variant, why, progress)
                 if why
@@ -70,15 +77,34 @@ def _graphs(recipe: Recipe) -> set[str]:
 
 
 def _graph(precision: str, target: str) -> str:
-    """Name of the typed graph; INT8 has a flavour for CPUs and one for TensorRT."""
-    if precision != "int8":
+    """Name of the typed graph; INT8 and INT4 have a flavour for CPUs and one for TensorRT."""
+    if precision not in ("int8", "int4"):
         return precision
-    return "int8-cpu" if target == "cpu" else "int8-trt"
+    return f"{precision}-{'cpu' if target == 'cpu' else 'trt'}"
 
 
 def _refused(variant: Variant, why: str, progress: Progress) -> Variant:
     progress.say(f"{variant.name}: refused, {why}")
     return variant.model_copy(update={"verdict": "refused", "reason": why})
+
+
+def _network_of(run: Run) -> Load | None:
+    """How a backend that compiles PyTorch makes the network; None where the model is a plain baseline's graph."""
+    checkpoint = run.require("checkpoint", "finetune")
+    if describe_checkpoint(checkpoint).file != WEIGHTS:
+        return None
+    return partial(_network, checkpoint, run.require("graphs/fp32.onnx", "export"))
+
+
+def _network(checkpoint: Path, graph: Path) -> Network:
+    """The reference as it stands in the run, made in the process that compiles it: only weights and JSON are read."""
+    import torch
+
+    serving = ServingModel(load_checkpoint(checkpoint)[0]).eval()
+    specs = {spec.name: spec for spec in inspect.io(trace.load(graph))[0]}
+    names = serving.model.INPUTS
+    example = (torch.from_numpy(np.zeros(specs[name].at(2), specs[name].dtype)) for name in names)
+    return Network(serving, names, serving.output, tuple(example))
 
 
 def _reporter(step: Step, variant: Variant, done: int, plans: int) -> Callable[[str, float], None]:
@@ -105,10 +131,11 @@ def _variant(
 def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Options) -> Variant:
     """Compile into variants/<name>/ with the receipt beside the artifact. Raises CompileError."""
     folder = run / "variants" / variant.name
-    expected = inspect.compute_dtypes(trace.load(graph))
-    with replacing(folder) as partial:
-        partial.mkdir()
-        out = partial / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
+    model = trace.load(graph)
+    expected = inspect.compute_dtypes(model)
+    with replacing(folder) as beside:
+        beside.mkdir()
+        out = beside / f"model{registry.BACKENDS[variant.backend].SUFFIX}"
         artifact = registry.build(
             *(variant.backend, graph, out, variant.target, recipe.export.batch, expected),
             timeout=recipe.compile.timeout,
@@ -121,6 +148,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Opt
                 "size_bytes": out.stat().st_size,
                 "sha256": digest(out),
                 "receipt": artifact.receipt.summary(),
+                "cost_ms": None if variant.target == "cpu" else 1e3 * cost.seconds(model, cost.GPU),
                 "options": trt_options.used(variant.backend, recipe.tensorrt),
                 "verdict": "fail" if wrong else "unjudged",
                 "reason": f"receipt disagrees in {len(wrong)} of {len(expected)} layers: {'; '.join(wrong[:3])}"
@@ -128,7 +156,7 @@ def _built(run: Run, recipe: Recipe, variant: Variant, graph: Path, options: Opt
                 else "",
             }
         )
-        write_json(partial / "receipt.json", artifact.receipt.model_dump(mode="json"))
+        write_json(beside / "receipt.json", artifact.receipt.model_dump(mode="json"))
     return variant
 
 
@@ -140,13 +168,15 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
 
 
 def require_targets(recipe: Recipe) -> None:
-    """Raises CompileError if no backend here serves one of the targets, naming what each could do instead."""
-    offers = {name: backend.availability() for name, backend in registry.BACKENDS.items()}
+    """Raises CompileError if no backend of the recipe serves one of the targets here, naming what each could do instead,
+    and NotInstalledError for a backend that is asked for by name and is not here."""
+    chosen = registry.chosen(recipe.compile.backends)
+    offers = {name: backend.availability() for name, backend in chosen.items()}
     for target in recipe.targets:
         if not any(target in found.builds for found in offers.values()):
             listed = "; ".join(f"{name}: {_offer(found)}" for name, found in offers.items())
             raise CompileError(
-                f"no backend on this machine can compile for {target} ({listed}); "
+                f"no backend of {', '.join(recipe.compile.backends)} can compile for {target} on this machine ({listed}); "
                 "`tlexport doctor` says what to install or where to build"
             )
 

@@ -104,7 +104,7 @@ class Judge:
 
     def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
         """float32 [n,K] from the artifact, or from its typed graph in ONNX Runtime where the artifact cannot run here."""
-        flavour = "int8-trt" if variant.precision == "int8" else variant.precision
+        flavour = f"{variant.precision}-trt" if variant.precision in ("int8", "int4") else variant.precision
         source = artifact if here else self.run.require(f"graphs/{flavour}.onnx", "quantize")
         backend = variant.backend if here else "onnxruntime"
         device = "cpu" if variant.target == "cpu" or not here else "cuda"
