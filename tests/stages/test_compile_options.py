@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from pipeline import RTX, Built, Ended
@@ -153,7 +152,7 @@ def test_a_plain_line_says_what_is_done(
     assert told[1] == "compiling: 9/9, 0 s left"
 
 
-def test_an_engine_without_weights_is_judged_on_its_graph(run_copy: Run, tmp_path: Path) -> None:
+def test_an_engine_without_weights_is_judged_on_its_graph(run_copy: Run) -> None:
     """Such a variant cannot be built here: a CPU artifact is said to be one."""
     from tlexport.backends import registry
 

@@ -182,7 +182,8 @@ class Flavour:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if self.crosses:
             config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0):
+                raise CompileError(_failure(f"{self.NAME} does not take {target}", log.errors[before:]))
         trt_options.apply(trt, config, options)
         if wrong := log.errors[before:]:
             raise CompileError(_failure(f"{self.NAME} refuses its settings for {target}", wrong))
