@@ -108,6 +108,45 @@ def test_without_it_tf32_is_off_in_the_engine(tmp_path) -> None:
 
 
 @needs_rtx
+def test_the_timing_cache_is_written_and_read_again(tmp_path) -> None:
+    """Through the functions that TensorRT shares; TensorRT-RTX has them too, though they do nothing for its engines."""
+    path, cache = two_branches(tmp_path / "branches.onnx", width=8)[0], tmp_path / "caches" / "timing.cache"
+    plain = engine(path, tmp_path)
+    assert engine(path, tmp_path, timing_cache=str(cache)) == plain
+    kept = cache.read_bytes()
+    assert len(kept) > 100 and engine(path, tmp_path, timing_cache=str(cache)) == plain
+    assert cache.read_bytes() == kept and [entry.name for entry in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_cache_that_the_library_does_not_take_is_named(tmp_path) -> None:
+    """What TensorRT answers for the cache of another GPU: False."""
+
+    class Config:
+        def create_timing_cache(self, content: bytes) -> bytes:
+            return content
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            return cache == b"" or ignore_mismatch
+
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"of another GPU")
+    with (
+        pytest.raises(
+            CompileError, match=r"timing\.cache was not made by this library.*tensorrt\.timing_cache"
+        ),
+        trt_options.timing_cache(Config(), TensorRT(timing_cache=str(cache))),
+    ):
+        pass
+    assert cache.read_bytes() == b"of another GPU"
+
+
+@needs_rtx
+def test_doctor_is_told_what_this_library_honours() -> None:
+    assert trt.RTX.availability().options == ("workspace_mb", "tf32", "runtime_cache")
+    assert ort.availability().options == ()
+
+
+@needs_rtx
 @pytest.mark.parametrize("name", IGNORED)
 def test_what_is_said_to_be_ignored_changes_no_byte(name, tmp_path) -> None:
     """Fails for a version of TensorRT-RTX that honours it: its refusal is then out of date."""

@@ -111,7 +111,9 @@ def build(
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{_MODEL}{SUFFIX}"
         try:
+            options.report("tracing the module", 0.0)
             program = _exported(made)
+            options.report("generating and compiling C++", 0.0)  # torch does not say how far it is
             _compile(program, package, made)
         except Exception as error:  # torch raises whatever the module's own code and the compiler raise
             raise CompileError(f"AOTInductor cannot compile {graph}: {_reason(error)}") from error

@@ -158,7 +158,7 @@ class Flavour:
         engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
         if engine is None:
             raise CompileError(_failure(f"{self.NAME} cannot load {artifact} on {here}", log.errors))
-        if engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) > 0:
+        if engine.refittable:  # engines are built so for nothing else
             raise CompileError(
                 f"{artifact} was built without its weights (tensorrt.strip_weights): refit it before it runs"
             )
@@ -182,7 +182,8 @@ class Flavour:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if self.crosses:
             config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0):
+                raise CompileError(_failure(f"{self.NAME} does not take {target}", log.errors[before:]))
         trt_options.apply(trt, config, options)
         if wrong := log.errors[before:]:
             raise CompileError(_failure(f"{self.NAME} refuses its settings for {target}", wrong))
