@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from tlexport.backends import (
+    DEFAULTS,
     Artifact,
     Availability,
     Bound,
     Held,
+    Options,
     Runner,
     Tensors,
     capabilities,
@@ -54,7 +56,14 @@ def refusal(target: str, precision: str) -> str:
     return capabilities.refusal(NAME, target, precision)
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options = DEFAULTS,
+) -> Artifact:
     """Copy `graph` to `out` and read back what an inference of it computes in.
 
     What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone.
@@ -68,7 +77,7 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
         shutil.copyfile(graph, partial)
         layers = _executed(graph, device, profile, expected)
     source = f"ONNX Runtime profile ({device})"
-    return Artifact(out, receipt.make(source, expected, layers))
+    return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
 
 @dataclass
@@ -108,7 +117,14 @@ class _OrtRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on `device`. Raises CompileError if CUDA was asked for and does not work.
 
     To judge, Q/DQ graphs run at the basic level, since kernels for CPUs without VNNI saturate in 16 bits
@@ -117,7 +133,7 @@ def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = F
     facts = typed.facts(artifact)
     source: Path | bytes = artifact
     if judge and facts.half and device == "cpu":
-        source = typed.rounding_to_half(artifact)
+        source = typed.rounding_to_half(typed.load(artifact)).SerializeToString()
     level = "BASIC" if judge and facts.quantized else "EXTENDED" if facts.half else "ALL"
     session = _session(source, level, threads, device)
     yield _OrtRunner(session, session.get_providers()[0])
@@ -145,7 +161,8 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions share no other base class
-        raise CompileError(f"ONNX Runtime refused {_label(source)}: {error}") from error
+        text = typed.explained(str(error), source)
+        raise CompileError(f"ONNX Runtime refused {_label(source)}: {text}") from error
     wanted = _CPU if device == "cpu" else _CUDA
     if session.get_providers()[0] != wanted:
         raise CompileError(

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlexport.backends import (
+    DEFAULTS,
     Artifact,
     Availability,
     Bound,
     Held,
+    Options,
     Runner,
     Tensors,
     capabilities,
@@ -59,7 +61,14 @@ def refusal(target: str, precision: str) -> str:
     return capabilities.refusal(NAME, target, precision)
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options = DEFAULTS,
+) -> Artifact:
     """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
 
     `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
@@ -71,7 +80,8 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     layers = _layers(_compile(graph, threads=1), model, expected)
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
-    return Artifact(out, receipt.make("OpenVINO runtime model", expected, layers))
+    made = receipt.make("OpenVINO runtime model", expected, layers, typed.modules(graph))
+    return Artifact(out, made)
 
 
 @dataclass
@@ -106,7 +116,14 @@ class _OvRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on the CPU. `judge` changes nothing: there is one level of optimisation."""
     if device != "cpu":
         raise CompileError(f"OpenVINO runs on the cpu here, not on {device}")
@@ -141,7 +158,8 @@ def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | 
         model.reshape(dict(shapes))
         return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
-        raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
+        text = typed.explained(str(error).strip(), graph)
+        raise CompileError(f"OpenVINO refused {graph}: {text}") from error
 
 
 def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> list[receipt.Layer]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tlexport import origin
 from tlexport.errors import CompileError
 
 if TYPE_CHECKING:
@@ -40,11 +41,31 @@ def load(path: Path) -> onnx.ModelProto:
 
 def require_standard(path: Path, backend: str) -> None:
     """Raise CompileError if the graph holds operators of `ai.onnx.ml` (trees, scalers ...), which only ONNX Runtime has."""
-    foreign = sorted({node.op_type for node in load(path).graph.node if node.domain == "ai.onnx.ml"})
+    model = load(path)
+    foreign = [node for node in model.graph.node if node.domain == "ai.onnx.ml"]
     if foreign:
+        operators = ", ".join(sorted({node.op_type for node in foreign}))
+        where = origin.listed(model, [node.name for node in foreign if origin.module(node)])
         raise CompileError(
-            f"{backend} has no {', '.join(foreign)} (domain ai.onnx.ml); build it for onnxruntime"
+            f"{backend} has no {operators} (domain ai.onnx.ml){f': {where}' if where else ''}; build it for onnxruntime"
         )
+
+
+def modules(path: Path) -> dict[str, str]:
+    """Node name -> path of its module in the PyTorch model, for the nodes that know it."""
+    return origin.modules(load(path))
+
+
+def explained(text: str, source: Path | bytes) -> str:
+    """A library's refusal of a graph, with the modules of the nodes it mentions (tlexport.origin.explained)."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes())
+    except DecodeError:  # then that is what the text is about
+        return text
+    return origin.explained(text, model)
 
 
 def facts(path: Path) -> Facts:
@@ -59,7 +80,7 @@ def facts(path: Path) -> Facts:
     return Facts(half, quantized=any(node.op_type == "DequantizeLinear" for node in graph.node))
 
 
-def rounding_to_half(path: Path) -> bytes:
+def rounding_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The FP16 or BF16 graph as an FP32 graph that rounds every tensor to that type and back.
 
     ONNX Runtime's and OpenVINO's CPU code drop the conversions between the FP16 nodes of a graph, so that neither
@@ -69,13 +90,14 @@ def rounding_to_half(path: Path) -> bytes:
     """
     import onnx
 
-    model = load(path)
     types = _element_types(model)
-    graph = model.graph
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    graph = rounded.graph
     halves = _halves()
     if any(types[value.name] in halves for value in [*graph.input, *graph.output]):
         raise CompileError(
-            f"{path} has FP16 or BF16 inputs or outputs; the graph's interface must be uint8 and FP32"
+            "the graph has FP16 or BF16 inputs or outputs; its interface must be uint8 and FP32"
         )
     for tensor in graph.initializer:
         _widen(tensor, halves)
@@ -83,8 +105,8 @@ def rounding_to_half(path: Path) -> bytes:
     graph.ClearField("node")
     graph.ClearField("value_info")
     graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    onnx.checker.check_model(rounded)
+    return rounded
 
 
 def _halves() -> dict[int, str]:
@@ -136,6 +158,7 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     unknown = [name for node in graph.node for name in node.output if name and not types.get(name)]
     if unknown:
         raise CompileError(
-            f"the types of {', '.join(unknown[:5])} cannot be inferred; export to standard ONNX operators"
+            origin.explained(f"the types of {', '.join(unknown[:5])} cannot be inferred", model)
+            + "; export to standard ONNX operators"
         )
     return types

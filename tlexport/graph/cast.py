@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect, versions
 
@@ -19,6 +20,7 @@ HalfName = Literal["fp16", "bf16"]
 
 _FLOAT_BY_DEFINITION = {"Resize": (2,)}  # inputs that ONNX types as float32 whatever the data is
 _SHAPE_ONLY = ("Shape", "Size")  # what they make does not depend on their input's values
+LARGEST_FP16 = float(np.finfo(np.float16).max)
 LARGEST_FP32 = float(np.finfo(np.float32).max)
 _log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def to_half(model: onnx.ModelProto, precision: HalfName, *, exclude: Collection[
     floats = {name for name, kind in inspect.element_types(model).items() if kind == TensorProto.FLOAT}
     chosen = _between_excluded(model.graph, floats, _half_nodes(model.graph, floats) - {*exclude}, exclude)
     nodes, halved = _retype(model.graph, floats, chosen, half)
-    weights, flushed = _half_weights((t for t in model.graph.initializer if t.name in halved), half)
+    weights, flushed = _half_weights(model, halved, half)
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -180,16 +182,21 @@ def _retype(
                 halved.add(name)
             elif node.input[index] not in cast:
                 cast.add(node.input[index])
-                nodes.append(_cast(name, node.input[index], half.onnx_type if to_half else TensorProto.FLOAT))
+                to = half.onnx_type if to_half else TensorProto.FLOAT
+                nodes.append(_cast(name, node.input[index], to, original))
         nodes.append(node)
+    makers = {name: node for node in graph.node for name in node.output}
     for name in (value.name for value in graph.output if value.name in floats & made_half):
         _rename(nodes, name, f"{name}_{half.name}")
-        nodes.append(_cast(f"{name}_{half.name}", name, TensorProto.FLOAT))
+        nodes.append(_cast(f"{name}_{half.name}", name, TensorProto.FLOAT, makers[name]))
     return nodes, halved
 
 
-def _cast(source: str, target: str, to: int) -> NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+def _cast(source: str, target: str, to: int, beside: NodeProto) -> NodeProto:
+    """A Cast that counts as part of the module that `beside` is in."""
+    node = helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+    origin.set_module(node, origin.module(beside))
+    return node
 
 
 def _rename(nodes: list[NodeProto], old: str, new: str) -> None:
@@ -200,12 +207,12 @@ def _rename(nodes: list[NodeProto], old: str, new: str) -> None:
                     names[index] = new
 
 
-def _half_weights(tensors: Iterable[TensorProto], half: _Half) -> tuple[list[TensorProto], int]:
-    """16-bit copies, and how many of their elements are rounded to zero. Raises ExportError naming what does not fit."""
+def _half_weights(model: onnx.ModelProto, names: set[str], half: _Half) -> tuple[list[TensorProto], int]:
+    """16-bit copies of the weights named, and how many of their elements become zero. Raises ExportError naming what does not fit."""
     copies: list[TensorProto] = []
     misfits: list[str] = []
     flushed = 0
-    for tensor in tensors:
+    for tensor in (tensor for tensor in model.graph.initializer if tensor.name in names):
         full = numpy_helper.to_array(tensor)
         full = np.where(np.abs(full) == LARGEST_FP32, np.copysign(half.largest, full), full).astype(
             full.dtype
@@ -218,9 +225,10 @@ def _half_weights(tensors: Iterable[TensorProto], half: _Half) -> tuple[list[Ten
         flushed += int(np.count_nonzero((narrow == 0) & (full != 0)))
         copies.append(numpy_helper.from_array(narrow, f"{tensor.name}_{half.name}"))
     if misfits:
+        shown = f"{', '.join(misfits[:5])}{f' and {len(misfits) - 5} more' if len(misfits) > 5 else ''}"
         raise ExportError(
-            f"{half.name.upper()} holds numbers up to {half.largest:.5g}; beyond that or NaN: {', '.join(misfits[:5])}"
-            f"{f' and {len(misfits) - 5} more' if len(misfits) > 5 else ''}; leave {half.name} out of precision"
+            f"{half.name.upper()} holds numbers up to {half.largest:.5g}; beyond that or NaN: {origin.explained(shown, model)}; "
+            f"leave {half.name} out of precision"
         )
     return copies, flushed
 
@@ -245,10 +253,10 @@ def _require_fp32(model: onnx.ModelProto, half: _Half, exclude: Collection[str])
 
 def _ensure_half(model: onnx.ModelProto, half: _Half, exclude: Collection[str]) -> None:
     """ONNX Runtime's CPU provider has no kernels for BF16: such a graph is held to ONNX's own rules alone."""
-    for name, dtype in inspect.compute_dtypes(model).items():
-        wanted = "fp32" if name in exclude else half.name
-        if dtype != wanted:
-            raise ExportError(f"{name} is in {dtype} after the cast, not in {wanted}")
+    dtypes = inspect.compute_dtypes(model)
+    wrong = [name for name, dtype in dtypes.items() if dtype != ("fp32" if name in exclude else half.name)]
+    if wrong:
+        raise ExportError(f"not in the precision asked for after the cast: {origin.listed(model, wrong)}")
     if half.name == "bf16":
         inspect.require_valid(model)
     else:

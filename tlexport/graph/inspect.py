@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 from pydantic import BaseModel, ConfigDict
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.tensors import TensorSpec
 
@@ -109,9 +110,8 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     try:
         graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(
-            f"the graph's types and shapes do not fit together: {str(error).strip()}"
-        ) from error
+        told = origin.explained(str(error).strip(), model)
+        raise ExportError(f"the graph's types and shapes do not fit together: {told}") from error
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*graph.input, *graph.value_info, *graph.output)
@@ -119,7 +119,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     untyped = [node.name for node in graph.node for output in node.output if output and not types.get(output)]
     if untyped:
-        raise ExportError(f"ONNX cannot tell the output type of {_some(untyped)}")
+        raise ExportError(f"ONNX cannot tell the output type of {origin.listed(model, untyped)}")
     return types
 
 
@@ -150,11 +150,8 @@ def require_loadable(model: onnx.ModelProto) -> None:
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no narrower base
-        raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        told = origin.explained(str(error).strip().splitlines()[0], model)
+        raise ExportError(f"the graph is not valid: {told}") from error
 
 
 def _dequantised(value: str, producers: dict[str, onnx.NodeProto], types: dict[str, int]) -> str:

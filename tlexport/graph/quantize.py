@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 from tlexport.graph.calibration import Range
@@ -75,9 +76,8 @@ def quantize(
         raise ExportError("there is no Conv, Gemm or MatMul left to quantise")
     activations = _activations(model.graph, flavour, chosen)
     if missing := [name for name in activations if name not in ranges]:
-        raise ExportError(
-            f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}"
-        )
+        shown = origin.explained(", ".join(missing[:5]), model)
+        raise ExportError(f"{len(missing)} of {len(activations)} tensors have no calibrated range: {shown}")
     to_grid = {"trt": _symmetric, "cpu": _asymmetric, "fp8": _float8}[flavour]
     grids = {name: to_grid(ranges[name]) for name in activations}
     weights = Weights(np.int8, 63 if reduce_range else 127)
@@ -87,6 +87,7 @@ def quantize(
             insertion.quantise(node, for_cpu=flavour == "cpu")
         else:
             insertion.copy(node, dequantised=flavour == "cpu" and node.name not in exclude)
+        insertion.place(origin.module(node))
     result = insertion.applied_to(model)
     _ensure_quantised(result, chosen, "fp8" if flavour == "fp8" else "int8")
     return result
@@ -154,6 +155,13 @@ class _Insertion:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self._dequantised: dict[tuple[str, int | None, bytes], str] = {}
+        self._placed = 0
+
+    def place(self, module: str) -> None:
+        """Take what was appended since the last call for part of this module of the PyTorch model."""
+        for node in self.nodes[self._placed :]:
+            origin.set_module(node, module)
+        self._placed = len(self.nodes)
 
     def copy(self, original: NodeProto, *, dequantised: bool) -> None:
         """Append the node as it is; if `dequantised` it reads quantised activations through their Q/DQ."""
@@ -351,13 +359,14 @@ def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range], chosen:
         if tensor.name in factors and not np.isfinite(numpy_helper.to_array(tensor)).all():
             strange.append(tensor.name)
     if strange:
-        raise ExportError(f"NaN or infinity in weights or ranges: {', '.join(strange[:5])}")
+        shown = origin.explained(", ".join(strange[:5]), model)
+        raise ExportError(f"NaN or infinity in weights or ranges: {shown}")
 
 
 def _ensure_quantised(model: onnx.ModelProto, chosen: Collection[str], dtype: str) -> None:
     dtypes = inspect.compute_dtypes(model)
     if left := [name for name in chosen if dtypes[name] != dtype]:
-        raise ExportError(f"not in {dtype.upper()} after quantisation: {', '.join(left[:5])}")
+        raise ExportError(f"not in {dtype.upper()} after quantisation: {origin.listed(model, left)}")
     scales = {
         node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     }

@@ -5,12 +5,24 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from tlexport.bundle import choice
 from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BuildResult, FinetuneResult
+from tlexport.results import BuildResult, ExplainResult, FinetuneResult
 from tlexport.run import Run
-from tlexport.stages import baselines, bench, compile, export, finetune, package, quantize, report, verify
+from tlexport.stages import (
+    baselines,
+    bench,
+    compile,
+    explain,
+    export,
+    finetune,
+    package,
+    quantize,
+    report,
+    verify,
+)
 
 
 def tune(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
@@ -54,9 +66,18 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         report=str(html),
         chosen=packaged.chosen if packaged else {},
         reasons=packaged.reasons if packaged else {},
+        losers=packaged.losers if packaged else {},
+        front=choice.front(measured.variants),
         reference=measured.reference,
         variants=measured.variants,
         seconds=seconds,
         failed=failed,
         notes=measured.notes,
+    )
+
+
+def explain_drop(run: Run, recipe: Recipe, progress: Progress, *, name: str, samples: int) -> ExplainResult:
+    """Where the error of a graph or variant enters; see stages.explain."""
+    return explain.run(
+        run, recipe, progress, name=name, samples=samples, export=lambda: export.fresh(run, recipe)
     )
