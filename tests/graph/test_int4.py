@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect, int4
 from tlexport.graph.cast import to_half
@@ -67,6 +68,8 @@ def test_a_transformer_keeps_its_weights_in_4_bits(
     dtypes = list(inspect.compute_dtypes(small).values())
     assert dtypes.count("int4") == 2 * 4 + 1 and dtypes.count("fp32") == 1 + 2 * 2
     assert small.ByteSize() < 0.3 * transformer.ByteSize()
+    known = origin.modules(small)
+    assert all(node.name in known for node in small.graph.node if node.op_type == "DequantizeLinear")
     assert inspect.opset(small) == 21 and inspect.io(small) == inspect.io(transformer)
     assert 0.9 < cosine(run(small, unseen), run(transformer, unseen)).mean() < 0.9999
 

@@ -69,15 +69,24 @@ def explained(text: str, source: Path | bytes) -> str:
 
 
 def facts(path: Path) -> Facts:
-    graph = load(path).graph
+    model = load(path)
+    quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return Facts(_has_halves(model), quantized)
+
+
+def _has_halves(model: onnx.ModelProto) -> bool:
     halves = _halves()
-    half = any(tensor.data_type in halves for tensor in graph.initializer) or any(
+    return any(tensor.data_type in halves for tensor in model.graph.initializer) or any(
         attribute.name == "to" and attribute.i in halves
-        for node in graph.node
+        for node in model.graph.node
         if node.op_type == "Cast"
         for attribute in node.attribute
     )
-    return Facts(half, quantized=any(node.op_type == "DequantizeLinear" for node in graph.node))
+
+
+def executable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph that ONNX Runtime's CPU code computes in `model`'s own types: with roundings to 16 bits where it has such."""
+    return rounding_to_half(model) if _has_halves(model) else model
 
 
 def rounding_to_half(model: onnx.ModelProto) -> onnx.ModelProto:

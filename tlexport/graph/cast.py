@@ -20,7 +20,6 @@ HalfName = Literal["fp16", "bf16"]
 
 _FLOAT_BY_DEFINITION = {"Resize": (2,)}  # inputs that ONNX types as float32 whatever the data is
 _SHAPE_ONLY = ("Shape", "Size")  # what they make does not depend on their input's values
-LARGEST_FP16 = float(np.finfo(np.float16).max)
 LARGEST_FP32 = float(np.finfo(np.float32).max)
 _log = logging.getLogger(__name__)
 
@@ -208,7 +207,10 @@ def _rename(nodes: list[NodeProto], old: str, new: str) -> None:
 
 
 def _half_weights(model: onnx.ModelProto, names: set[str], half: _Half) -> tuple[list[TensorProto], int]:
-    """16-bit copies of the weights named, and how many of their elements become zero. Raises ExportError naming what does not fit."""
+    """16-bit copies of the weights named, and how many of their elements are rounded to zero.
+
+    Raises ExportError naming what does not fit.
+    """
     copies: list[TensorProto] = []
     misfits: list[str] = []
     flushed = 0
@@ -253,10 +255,10 @@ def _require_fp32(model: onnx.ModelProto, half: _Half, exclude: Collection[str])
 
 def _ensure_half(model: onnx.ModelProto, half: _Half, exclude: Collection[str]) -> None:
     """ONNX Runtime's CPU provider has no kernels for BF16: such a graph is held to ONNX's own rules alone."""
-    dtypes = inspect.compute_dtypes(model)
-    wrong = [name for name, dtype in dtypes.items() if dtype != ("fp32" if name in exclude else half.name)]
-    if wrong:
-        raise ExportError(f"not in the precision asked for after the cast: {origin.listed(model, wrong)}")
+    for name, dtype in inspect.compute_dtypes(model).items():
+        wanted = "fp32" if name in exclude else half.name
+        if dtype != wanted:
+            raise ExportError(f"in {dtype} after the cast, not in {wanted}: {origin.listed(model, [name])}")
     if half.name == "bf16":
         inspect.require_valid(model)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from tlexport import tensors
-from tlexport.backends import registry
+from tlexport.backends import registry, typed
 from tlexport.errors import DataError, ExportError, GateError
 from tlexport.evidence import comparison, machine
 from tlexport.graph import (
@@ -107,7 +107,7 @@ class _Workshop:
     def typed(self, name: str) -> tuple[onnx.ModelProto, GraphSearch | None]:
         """The graph of that name, and how it was found if there was a budget to keep."""
         if name in ("fp16", "bf16"):
-            return cast.to_half(self.model, "bf16" if name == "bf16" else "fp16"), None
+            return self._within_budget(name, self._in_16_bits("bf16" if name == "bf16" else "fp16"))
         if name.startswith("int4"):
             return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"))
         flavours: dict[str, quantize.Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
@@ -135,6 +135,12 @@ class _Workshop:
                 "guessed; raise calibration.samples, or leave int8 out of precision"
             )
         return rows
+
+    def _in_16_bits(self, name: cast.HalfName) -> budget.Quantisable:
+        fixed = self.recipe.search.keep
+        return budget.Quantisable(
+            self.model, lambda kept: cast.to_half(self.model, name, exclude={*fixed, *kept})
+        )
 
     def _in_8_bits(self, name: str, flavour: quantize.Flavour) -> budget.Quantisable:
         chosen = self.recipe.calibration
@@ -186,7 +192,8 @@ class _Workshop:
 
     @cached_property
     def answers(self) -> sensitivity.Answers:
-        return sensitivity.Answers(self.model, list(self._batches(min(PROBED, len(self.drawn)))))
+        batches = list(self._batches(min(PROBED, len(self.drawn))))
+        return sensitivity.Answers(self.model, batches, typed.executable)
 
     def _within_budget(
         self, name: str, plain: budget.Quantisable
