@@ -9,7 +9,7 @@ from onnx import helper
 from tlexport.errors import ExportError
 from tlexport.graph import probe, rescaling
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.equalize import equalize, regions
 from tlexport.graph.quantize import Flavour, quantize, tensors_to_calibrate
 
@@ -194,7 +194,7 @@ def test_the_argument_is_left_alone_and_what_is_raised(monkeypatch: pytest.Monke
     with pytest.raises(
         ExportError, match="equalisation starts from an FP32 graph; this one computes in fp16"
     ):
-        equalize(to_fp16(model), [{"images": IMAGES}])
+        equalize(to_half(model, "fp16"), [{"images": IMAGES}])
 
 
 def test_a_factor_that_one_side_does_not_take_up_is_caught() -> None:
