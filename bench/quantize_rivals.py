@@ -125,7 +125,8 @@ def nncf(options: argparse.Namespace, samples: np.ndarray) -> dict[str, Any]:
     else:
         inputs = np.load(options.validation / "inputs.npy", allow_pickle=False)
         labels = np.load(options.validation / "labels.npy", allow_pickle=False)
-        validation = library.Dataset([(inputs[i : i + 1], labels[i]) for i in range(len(inputs))])
+        pairs = [(inputs[i : i + 1], labels[i]) for i in range(len(inputs))]
+        validation = library.Dataset(pairs, lambda pair: {name: pair[0]})
         made = library.quantize_with_accuracy_control(
             model,
             calibration,
