@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tlexport.console import Terminal
     from tlexport.recipe import Recipe
-    from tlexport.results import Variant
+    from tlexport.results import GraphSearch, Variant
     from tlexport.run import Run
 
 app = typer.Typer(
@@ -296,18 +296,26 @@ def export(
     )
 
 
-@app.command(epilog="Example: tlexport quantize runs/cxr --precision int8 calibration.method=percentile")
+@app.command(
+    epilog="Example: tlexport quantize runs/cxr --precision int8 --report\n\n"
+    "Example: tlexport quantize runs/cxr --max-drop 0.005 calibration.method=percentile"
+)
 def quantize(
     run: RunPath,
     overrides: Overrides = None,
     target: Targets = None,
     precision: Precisions = None,
+    max_drop: MaxDrop = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Ask every layer what its low precision costs, and list them.")
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make the typed FP16 and INT8 graphs; INT8 ranges come from training samples."""
-    opened, recipe = _open(run, overrides, target, precision)
+    """Make the typed graphs, each the fastest found that keeps the budget on validation samples."""
+    asked = [*(overrides or []), "search.report=true"] if report else overrides
+    opened, recipe = _open(run, asked, target, precision, max_drop)
     from tlexport.stages import quantize as stage
 
     with opened.lock():
@@ -316,7 +324,44 @@ def quantize(
         info.file: f"{info.size_bytes / 1e6:.1f} MB, {', '.join(f'{d} x {n}' for d, n in info.compute.items())}"
         for info in result.graphs
     }
-    _show(result, _pairs(rows))
+    rows |= {f"REFUSED {name}": why for name, why in result.refused.items()}
+    _show(result, _pairs(rows), *(part for found in result.searches for part in _search(found)))
+
+
+@app.command(
+    "explain-drop",
+    epilog="Example: tlexport explain-drop runs/cxr int8-trt\n\n"
+    "Example: tlexport explain-drop runs/cxr cpu-openvino-int8 --samples 128",
+)
+def explain_drop(
+    run: RunPath,
+    graph: Annotated[
+        str,
+        typer.Argument(
+            metavar="GRAPH", help="A typed graph (int8-trt) or a variant of it.", show_default=False
+        ),
+    ],
+    samples: Annotated[int, typer.Option(min=2, help="Validation samples to compare on.")] = 64,
+    overrides: Overrides = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Where a variant's error enters: by stage, by layer, and in one sentence."""
+    opened, recipe = _open(run, overrides)
+    from tlexport import stages
+
+    with opened.lock():
+        result = stages.explain_drop(opened, recipe, _progress(), name=graph, samples=samples)
+    steps = {
+        step.step: f"error {_or(step.noise, '.2e', 'not finite')} of the variance, {_or(step.db, '.1f', '-')} dB, "
+        f"largest {_or(step.max_abs_error, '.2e', '-')}, flips {_or(step.flips, 'd', '-')}"
+        for step in result.steps
+    }
+    finite = [layer for layer in result.layers if layer.db is not None or not layer.finite]
+    worst = sorted(finite, key=lambda layer: float("-inf") if layer.db is None else layer.db)[:10]
+    listed = {layer.layer: f"{layer.operator}, {_or(layer.db, '.1f', 'not finite')} dB" for layer in worst}
+    _show(result, _pairs(steps), "", _pairs(listed), "", result.sentence)
 
 
 @app.command("compile", epilog="Example: tlexport compile runs/cxr --target sm89 --target sm120")
@@ -710,6 +755,29 @@ def _variants(
     from tlexport.console import variants_table
 
     return variants_table(reference, variants, metric, chosen)
+
+
+def _search(found: GraphSearch) -> list[RenderableType]:
+    """How a graph was brought within the budget, and what its layers cost if they were asked."""
+    rows = {
+        f"{trial.step}{f', {len(trial.kept)} in FP32' if trial.kept else ''}": f"drop {_or(trial.drop, '.4g', 'not finite')}, "
+        f"at worst {_or(trial.drop_high, '.4g', '-')}{'' if trial.within else ' (over)'}, {trial.low_macs:.0%} of the operations low, "
+        f"cost {trial.cost_ms:.3g} ms by the model"
+        for trial in found.trials
+    }
+    layers = {
+        " ".join(
+            layer.layers
+        ): f"noise {_or(layer.noise, '.2e', 'not finite')}, {layer.macs:.1%} of the operations"
+        f"{', left in FP32' if layer.kept else ''}"
+        for layer in found.layers
+    }
+    title = f"{found.graph}: budget {found.budget:.4g} on {found.samples} samples, {found.evaluations:g} evaluations"
+    return ["", title, _pairs(rows), *(["", _pairs(layers)] if layers else [])]
+
+
+def _or(value: float | None, form: str, otherwise: str) -> str:
+    return otherwise if value is None else format(value, form)
 
 
 def _print_recipe(recipe: Recipe) -> None:

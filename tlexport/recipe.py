@@ -305,7 +305,11 @@ class Search(Section):
         True, description="off: every layer in the precision that was asked for, come what may"
     )
     samples: int = Field(1000, ge=16, description="validation samples that judge a candidate")
-    evaluations: float = Field(12, ge=3, description="most passes over those samples, sensitivities included")
+    evaluations: int = Field(12, ge=3, description="most passes over those samples, sensitivities included")
+    keep: tuple[str, ...] = Field((), description="layers that stay in FP32, by their names in the graph")
+    report: bool = Field(
+        False, description="ask every layer what it costs, also where the budget is met without"
+    )
 
 
 class Gates(Section):

@@ -137,9 +137,93 @@ class GraphInfo(Result):
     compute: dict[str, int] = Field(description="compute nodes (Conv, Gemm, MatMul) per dtype")
 
 
+class LayerCost(Result):
+    """A group of layers that change their precision together."""
+
+    layers: tuple[str, ...] = Field(description="names of the products in the graph")
+    noise: float | None = Field(
+        description="squared error of the scores as a share of their variance when only this group is in low precision; "
+        "null: infinite"
+    )
+    macs: float = Field(description="share of the graph's multiply-accumulates")
+    kept: bool = Field(description="left in FP32")
+
+
+class SearchTrial(Result):
+    """A graph that was judged on the validation samples while the budget was searched for."""
+
+    step: str = Field(description="what was changed, in words")
+    kept: tuple[str, ...] = Field((), description="layers left in FP32")
+    drop: float | None = Field(
+        description="reference minus graph on validation samples; null: outputs not finite"
+    )
+    drop_low: float | None
+    drop_high: float | None = Field(
+        description="unfavourable end of the paired interval: the budget limits this"
+    )
+    low_macs: float = Field(description="share of the multiply-accumulates in low precision")
+    size_bytes: int
+    cost_ms: float = Field(description="of one sample, by the cost model: not measured")
+    within: bool
+
+
+class GraphSearch(Result):
+    """How one typed graph was brought within the budget. The last trial that is within it was taken."""
+
+    graph: str
+    budget: float = Field(description="largest drop allowed, in the metric's unit")
+    samples: int = Field(description="validation samples")
+    cost_model: str
+    trials: tuple[SearchTrial, ...]
+    layers: tuple[LayerCost, ...] = Field((), description="most harmful first; empty where it was not asked")
+    kept: tuple[str, ...] = Field((), description="layers left in FP32")
+    evaluations: float = Field(description="passes over the validation samples, or over as many elsewhere")
+    note: str = ""
+
+
+class ErrorStep(Result):
+    """What one step on the way from PyTorch to the artifact adds, on the same samples."""
+
+    step: str = Field(description="what is held against what")
+    noise: float | None = Field(
+        description="squared error of the outputs as a share of the reference's variance; null: not finite"
+    )
+    db: float | None = Field(description="the same as a signal-to-noise ratio; null: no error, or not finite")
+    max_abs_error: float | None
+    flips: int | None = Field(description="samples whose decision changes; null in a regression")
+
+
+class LayerNoise(Result):
+    """Signal-to-quantisation-noise ratio of a layer's output; errors of the layers before are in it."""
+
+    layer: str
+    operator: str
+    db: float | None = Field(description="null: no error at all, or a value that is not finite (`finite`)")
+    finite: bool
+
+
+class Culprit(Result):
+    layers: tuple[str, ...] = Field(description="products that change their precision together")
+    share: float = Field(description="of the whole squared error, gone when they alone are left in FP32")
+    cause: str
+    advice: str
+
+
+class ExplainResult(Result):
+    run: str
+    graph: str
+    samples: int
+    steps: tuple[ErrorStep, ...]
+    layers: tuple[LayerNoise, ...] = Field(description="in the graph's order")
+    culprits: tuple[Culprit, ...]
+    evaluations: int = Field(description="graphs that were run to find them")
+    sentence: str
+
+
 class QuantizeResult(Result):
     run: str
     graphs: tuple[GraphInfo, ...]
+    searches: tuple[GraphSearch, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict, description="graph -> why it cannot be made")
     calibration_samples: int
     calibration_method: str
@@ -295,6 +379,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "export": ExportResult,
     "quantize": QuantizeResult,
     "compile": CompileResult,
+    "explain-drop": ExplainResult,
     "verify": VerifyResult,
     "bench": BenchResult,
     "package": PackageResult,

@@ -113,7 +113,7 @@ def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = F
     facts = typed.facts(artifact)
     source: Path | bytes = artifact
     if judge and facts.half and device == "cpu":
-        source = typed.rounding_to_half(artifact)
+        source = typed.rounding_to_half(typed.load(artifact)).SerializeToString()
     level = "BASIC" if judge and facts.quantized else "EXTENDED" if facts.half else "ALL"
     session = _session(source, level, threads, device)
     yield _OrtRunner(session, session.get_providers()[0])

@@ -79,7 +79,7 @@ def node_types(path: Path) -> dict[str, str]:
     }
 
 
-def rounding_to_half(path: Path) -> bytes:
+def rounding_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The FP16 graph as an FP32 graph that rounds every tensor to FP16 and back.
 
     ONNX Runtime's and OpenVINO's CPU code drop the conversions between the FP16 nodes of a graph, so that neither
@@ -89,19 +89,20 @@ def rounding_to_half(path: Path) -> bytes:
     import onnx
     from onnx import TensorProto
 
-    model = load(path)
     types = _element_types(model)
-    graph = model.graph
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model)
+    graph = rounded.graph
     if any(types[value.name] == TensorProto.FLOAT16 for value in [*graph.input, *graph.output]):
-        raise CompileError(f"{path} has FP16 inputs or outputs; the graph's interface must be uint8 and FP32")
+        raise CompileError("the graph has FP16 inputs or outputs; its interface must be uint8 and FP32")
     for tensor in graph.initializer:
         _widen(tensor)
     nodes = [piece for node in graph.node for piece in _rounded(node, types)]
     graph.ClearField("node")
     graph.ClearField("value_info")
     graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    onnx.checker.check_model(rounded)
+    return rounded
 
 
 def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> Iterator[onnx.NodeProto]:

@@ -7,7 +7,7 @@ graph's order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 Judge = Callable[[frozenset[int]], bool]  # groups left in the higher precision -> whether the budget is met
@@ -66,33 +66,32 @@ class Located:
     evaluations: int
 
 
-def locate(count: int, noise: Noise, *, among: frozenset[int] | None = None) -> Located:
-    """The group that the output's error comes from, by halving: 1 + ceil(log2(count)) + 1 evaluations.
+def locate(noise: Noise, suspects: Collection[int]) -> Located:
+    """The group that the output's error comes from, by halving: 2 + ceil(log2(len(suspects))) evaluations.
 
-    At each step only the first half of the suspects is in the lower precision: with two faults the first one is found, and
-    not hidden by the other. Errors of layers add up in squares, so that the second half's is what is left of the whole.
-    `among` restricts the suspects, the others stay in FP32 throughout (to find a second fault behind a first).
-    The answer is right wherever one group's error is larger than the difference of the others' in the two halves.
+    Groups that are no suspects stay in FP32 throughout. At each step only the first half of the suspects is in the lower
+    precision: with two faults one is found, and not hidden by the other. Errors of layers add up in squares, so the second
+    half's is what the first leaves of the whole. The answer is right wherever one group's error is larger than the
+    difference of the others' in the two halves.
     """
-    suspects = sorted(among if among is not None else range(count))
-    everything = frozenset(suspects)
+    left = sorted(suspects)
+    everything = frozenset(left)
     total = current = noise(everything)
     asked = 1
-    while len(suspects) > 1:
-        half = suspects[: len(suspects) // 2]
+    while len(left) > 1:
+        half = left[: len(left) // 2]
         here = noise(frozenset(half))
         asked += 1
         if here >= current / 2 or not math.isfinite(here):
-            suspects, current = half, here
+            left, current = half, here
         else:
-            suspects = suspects[len(half) :]
-            current = current if not math.isfinite(current) else max(current - here, 0.0)
-    rest = noise(everything - {suspects[0]})
-    share = 1.0 if not math.isfinite(total) and math.isfinite(rest) else _share(total, rest)
-    return Located(suspects[0], share, total, asked + 1)
+            left = left[len(half) :]
+            current = max(current - here, 0.0)
+    rest = noise(everything - {left[0]}) if len(everything) > 1 else 0.0
+    return Located(left[0], _share(total, rest), total, asked + 1)
 
 
 def _share(total: float, rest: float) -> float:
-    if not math.isfinite(total) or not math.isfinite(rest) or total <= 0:
+    if not math.isfinite(rest) or total <= 0:
         return 0.0
-    return max(0.0, 1 - rest / total)
+    return max(0.0, 1 - rest / total) if math.isfinite(total) else 1.0

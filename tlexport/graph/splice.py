@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
@@ -18,16 +18,34 @@ Group = tuple[str, ...]  # names of products that change their precision togethe
 
 
 def groups(model: onnx.ModelProto, typed: onnx.ModelProto) -> list[Group]:
-    """The products that `typed` computes in less than FP32, in the graph's order; those that read the same activation are one.
+    """The products that `typed` computes in less than FP32 or with other constants, in the graph's order.
 
-    Q, K and V of attention, or the two branches of a residual block, share the converted tensor; compilers merge them.
+    Those that read the same activation are one group: Q, K and V of attention, or the two branches of a residual block,
+    share the converted tensor, and compilers merge them.
     """
     low = {name for name, dtype in inspect.compute_dtypes(typed).items() if dtype != "fp32"}
+    low |= _with_other_constants(model, typed) - low
     members: dict[str, list[str]] = {}
     for node in model.graph.node:
         if node.name in low:
             members.setdefault(node.input[0], []).append(node.name)
     return [tuple(names) for names in members.values()]
+
+
+def _with_other_constants(model: onnx.ModelProto, typed: onnx.ModelProto) -> set[str]:
+    ours, theirs = ({t.name: t for t in m.graph.initializer} for m in (model, typed))
+    changed = {
+        name for name, tensor in ours.items() if name in theirs and _bytes(tensor) != _bytes(theirs[name])
+    }
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in inspect.COMPUTE and changed.intersection(node.input)
+    }
+
+
+def _bytes(tensor: TensorProto) -> bytes:
+    return bytes(numpy_helper.to_array(tensor).tobytes())
 
 
 def lowered(model: onnx.ModelProto, typed: onnx.ModelProto, low: Collection[str]) -> onnx.ModelProto:

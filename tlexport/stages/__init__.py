@@ -8,9 +8,20 @@ from pathlib import Path
 from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BuildResult, FinetuneResult
+from tlexport.results import BuildResult, ExplainResult, FinetuneResult
 from tlexport.run import Run
-from tlexport.stages import baselines, bench, compile, export, finetune, package, quantize, report, verify
+from tlexport.stages import (
+    baselines,
+    bench,
+    compile,
+    explain,
+    export,
+    finetune,
+    package,
+    quantize,
+    report,
+    verify,
+)
 
 
 def tune(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
@@ -59,4 +70,11 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         seconds=seconds,
         failed=failed,
         notes=measured.notes,
+    )
+
+
+def explain_drop(run: Run, recipe: Recipe, progress: Progress, *, name: str, samples: int) -> ExplainResult:
+    """Where the error of a graph or variant enters; see stages.explain."""
+    return explain.run(
+        run, recipe, progress, name=name, samples=samples, export=lambda: export.fresh(run, recipe)
     )

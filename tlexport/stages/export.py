@@ -70,6 +70,15 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> ExportResult:
     return result
 
 
+def fresh(run: Run, recipe: Recipe) -> onnx.ModelProto:
+    """The FP32 graph as the checkpoint gives it now, whatever stands in the run."""
+    description = describe_checkpoint(run / "checkpoint")
+    if description.file == BASELINE:
+        return trace.load(run / "checkpoint" / BASELINE)
+    samples = np.load(run / "reference/inputs.npy", mmap_mode="r", allow_pickle=False)
+    return _traced(ServingModel(load_checkpoint(run / "checkpoint")[0]).eval(), samples, description, recipe)
+
+
 def _traced(
     serving: ServingModel, samples: np.ndarray, description: Description, recipe: Recipe
 ) -> onnx.ModelProto:

@@ -1,60 +1,73 @@
-"""quantize: typed graphs from the FP32 one: FP16 by cast, INT8 by Q/DQ with ranges measured on training samples."""
+"""quantize: typed graphs from the FP32 one, each the fastest found whose drop on validation samples keeps gates.max_drop."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
 
 from tlexport import tensors
-from tlexport.errors import ExportError
-from tlexport.evidence import machine
-from tlexport.graph import calibration, cast, inspect, quantize, trace
+from tlexport.backends import registry
+from tlexport.errors import DataError, ExportError, GateError
+from tlexport.evidence import comparison, machine
+from tlexport.graph import budget, calibration, cast, cost, inspect, quantize, sensitivity, trace
+from tlexport.modalities import metrics
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import GraphInfo, QuantizeResult
+from tlexport.results import GraphInfo, GraphSearch, QuantizeResult
 from tlexport.run import Run
 
 BATCH = 16
+TIMEOUT = 3600.0
+FEWEST = 16  # calibration samples; below, the ranges of a tensor are those of a handful of samples
+PROBED = 16  # calibration samples that every layer is asked with
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
-    """Make every graph that the recipe's precisions and targets need, under graphs/."""
+    """Make every graph that the recipe's precisions and targets need, under graphs/.
+
+    One that cannot be made, or that misses the budget whatever is left in FP32, is in `refused` with the reason.
+    Raises DataError if the calibration samples are too few or all of one class.
+    """
     source = run.require("graphs/fp32.onnx", "export")
-    samples = run.require("reference/calibration.npy", "finetune")
+    reference = run.require("reference", "finetune")
     wanted = graphs_for(recipe)
-    config = recipe.model_dump(mode="json", include={"calibration"}) | {
+    config = recipe.model_dump(mode="json", include={"calibration", "search", "verify", "seed", "metric"}) | {
         "graphs": wanted,
+        "max_drop": recipe.gates.max_drop,
         "vnni": machine.has_vnni(),
     }
-    record = run.stage("quantize", config, inputs=[source, samples])
+    record = run.stage("quantize", config, inputs=[source, reference])
     if (finished := record.unchanged(QuantizeResult)) is not None:
         progress.say("quantize: unchanged, skipped")
         return finished
-    model = trace.load(source)
-    drawn = np.load(samples, mmap_mode="r", allow_pickle=False)[: recipe.calibration.samples]
-    made, refused = [_info(run, "fp32", "fp32", model)], {}
+    workshop = _Workshop(run, recipe, progress, trace.load(source))
+    made, searches, refused = [_info(run, "fp32", "fp32", workshop.model)], [], {}
     for name in wanted:
         try:
-            graph = _typed(name, model, drawn, recipe, progress)
-        except ExportError as error:
-            # One precision that the weights do not allow leaves the others standing; its variants carry the reason.
+            graph, found = workshop.typed(name)
+        except (ExportError, GateError) as error:
+            # One precision that the weights or the budget do not allow leaves the others standing; its variants carry the reason.
             refused[name] = str(error)
             (run / f"graphs/{name}.onnx").unlink(missing_ok=True)
             progress.warn(f"graphs/{name}.onnx: {error}")
             continue
         trace.save(graph, run / f"graphs/{name}.onnx")
         made.append(_info(run, name, name.partition("-")[0], graph))
+        searches += [found] if found is not None else []
         progress.say(
             f"quantize: graphs/{name}.onnx, {made[-1].size_bytes / 1e6:.1f} MB, compute {_counts(made[-1])}"
         )
     result = QuantizeResult(
         run=str(run.path),
         graphs=tuple(made),
+        searches=tuple(searches),
         refused=refused,
-        calibration_samples=len(drawn),
+        calibration_samples=len(workshop.drawn),
         calibration_method=recipe.calibration.method,
     )
     record.finish(result, outputs=[run / info.file for info in made[1:]])
@@ -70,31 +83,139 @@ def graphs_for(recipe: Recipe) -> list[str]:
     return names
 
 
-def _typed(
-    name: str, model: onnx.ModelProto, samples: np.ndarray, recipe: Recipe, progress: Progress
-) -> onnx.ModelProto:
-    if name == "fp16":
-        return cast.to_fp16(model)
-    return _int8(model, samples, "cpu" if name == "int8-cpu" else "trt", recipe, progress)
+@dataclass
+class _Workshop:
+    """What every typed graph of the run is made from."""
 
+    run: Run
+    recipe: Recipe
+    progress: Progress
+    model: onnx.ModelProto
 
-def _int8(
-    model: onnx.ModelProto, samples: np.ndarray, flavour: quantize.Flavour, recipe: Recipe, progress: Progress
-) -> onnx.ModelProto:
-    chosen = recipe.calibration
-    with progress.bar(f"calibrating int8-{flavour} ({chosen.method}, {len(samples)} samples)") as step:
-        names = tuple(spec.name for spec in inspect.io(model)[0])
+    def typed(self, name: str) -> tuple[onnx.ModelProto, GraphSearch | None]:
+        """The graph of that name, and how it was found if there was a budget to keep."""
+        if name == "fp16":
+            return cast.to_fp16(self.model), None
+        flavour: quantize.Flavour = "cpu" if name == "int8-cpu" else "trt"
+        return self._within_budget(name, self._int8(flavour))
 
-        def batches() -> Iterator[dict[str, np.ndarray]]:
-            for start in range(0, len(samples), BATCH):
-                yield tensors.named(samples[start : start + BATCH], names)
-                step(min(start + BATCH, len(samples)), len(samples))
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in inspect.io(self.model)[0])
 
-        wanted = quantize.tensors_to_calibrate(model, flavour)
-        ranges = calibration.calibrate(
-            model, batches(), method=chosen.method, percentile=chosen.percentile, tensors=wanted
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """The calibration samples. Raises DataError if they cannot calibrate anything."""
+        folder = self.run / "reference"
+        rows: np.ndarray = np.load(folder / "calibration.npy", mmap_mode="r", allow_pickle=False)
+        rows = rows[: self.recipe.calibration.samples]
+        if len(rows) < FEWEST:
+            raise DataError(
+                f"{len(rows)} calibration samples (calibration.samples, at most the training split): INT8 ranges need at "
+                f"least {FEWEST}; give more, or leave int8 out of precision"
+            )
+        labels = np.load(folder / "calibration-labels.npy", allow_pickle=False)[: len(rows)]
+        if labels.dtype == np.int64 and len(np.unique(labels)) == 1:
+            raise DataError(
+                f"all {len(rows)} calibration samples are of one class: the ranges of the others' activations would be "
+                "guessed; raise calibration.samples, or leave int8 out of precision"
+            )
+        return rows
+
+    def _int8(self, flavour: quantize.Flavour) -> budget.Quantisable:
+        chosen = self.recipe.calibration
+        wanted = quantize.tensors_to_calibrate(self.model, flavour)
+        title = f"calibrating int8-{flavour} ({chosen.method}, {len(self.drawn)} samples)"
+        with self.progress.bar(title) as step:
+            ranges = calibration.calibrate(
+                self.model,
+                self._batches(len(self.drawn), step),
+                method=chosen.method,
+                percentile=chosen.percentile,
+                tensors=wanted,
+            )
+        narrow = flavour == "cpu" and not machine.has_vnni()
+        fixed = self.recipe.search.keep
+
+        def make(kept: Collection[str]) -> onnx.ModelProto:
+            return quantize.quantize(
+                self.model, ranges, flavour, exclude={*fixed, *kept}, reduce_range=narrow
+            )
+
+        return budget.Quantisable(self.model, make)
+
+    def _batches(
+        self, count: int, step: Callable[[int, int], None] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, count, BATCH):
+            stop = min(start + BATCH, count)
+            yield tensors.named(self.drawn[start:stop], self.names)
+            if step is not None:
+                step(stop, count)
+
+    @cached_property
+    def answers(self) -> sensitivity.Answers:
+        return sensitivity.Answers(self.model, list(self._batches(min(PROBED, len(self.drawn)))))
+
+    def _within_budget(
+        self, name: str, plain: budget.Quantisable
+    ) -> tuple[onnx.ModelProto, GraphSearch | None]:
+        config, folder = self.recipe.search, self.run / "reference/validation"
+        if not config.enabled or not folder.is_dir():
+            return plain.make(()), None
+        rule = comparison.Rule.of(self.recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
+        reference = comparison.Comparison.read(folder, rule)
+        hunt = budget.Hunt(
+            name,
+            lambda graph: self._verdict(name, graph, reference),
+            self.answers,
+            cost.CPU if name == "int8-cpu" else cost.GPU,
+            budget.Effort(len(reference), config.evaluations, config.report),
+            self.progress,
         )
-    return quantize.quantize(model, ranges, flavour, reduce_range=flavour == "cpu" and not machine.has_vnni())
+        note = ""
+        try:
+            found = hunt.fastest(plain, ())
+        except (
+            DataError
+        ) as error:  # validation has too few samples to judge by; verify will say what test can say
+            found, note = budget.Found(plain.make(())), f"not searched: {error}"
+            self.progress.warn(f"search {name}: {note}")
+        return found.graph, GraphSearch(
+            graph=name,
+            budget=reference.limit,
+            samples=len(reference),
+            cost_model=hunt.machine.name,
+            trials=tuple(hunt.trials),
+            layers=found.layers,
+            kept=found.kept,
+            evaluations=round(hunt.evaluations, 2),
+            note=note,
+        )
+
+    def _verdict(
+        self, name: str, graph: onnx.ModelProto, reference: comparison.Comparison
+    ) -> budget.Verdict | None:
+        """The graph's drop on the validation samples, run as verify would run it."""
+        folder = self.run / "cache" / "search"
+        trace.save(graph, folder / f"{name}.onnx")
+        outputs = folder / f"{name}.npy"
+        registry.predict(
+            "onnxruntime",
+            folder / f"{name}.onnx",
+            self.run / "reference/validation/inputs.npy",
+            outputs,
+            input_names=self.names,
+            batch_size=BATCH,
+            threads=self.recipe.bench.threads,
+            judge=name != "int8-cpu",
+            timeout=TIMEOUT,
+        )
+        found = np.load(outputs, allow_pickle=False)
+        if not np.isfinite(found).all():
+            return None
+        drop = reference.drop(found)
+        return budget.Verdict(drop.estimate, drop.low, drop.high, reference.within(drop))
 
 
 def _info(run: Run, name: str, precision: str, model: onnx.ModelProto) -> GraphInfo:
