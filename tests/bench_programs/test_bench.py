@@ -381,6 +381,34 @@ def test_quantisation_goals_hold_each_graph_and_each_rival(case: dict, met: list
     assert all(g["what"].startswith("some: INT8 cpu ") for g in goals)
 
 
+def test_the_readme_tells_goals_alike_in_one_row_with_how_many_are_missed():
+    readme, quantize = module("readme"), module("quantize")
+    cases = {
+        "a": quantised(0.001, 0.004, 0.95, 0.001),
+        "b": quantised(0.006, 0.009, 0.7, 0.0021),
+        "c": quantised(0.002, 0.004, 0.99, None),
+    }
+    told = readme.worst_of_alike(quantize.goals_of(cases))
+    assert [goal["what"] for goal in told] == [
+        "b: INT8 cpu drop (worst of 3, 1 missed)",
+        "b: INT8 cpu drop at worst (worst of 3, 1 missed)",
+        "b: INT8 cpu share of operations (worst of 3, 1 missed)",
+        "b: INT8 cpu drop beyond nncf's (worst of 2, 1 missed)",
+    ]
+    assert [goal["value"] for goal in told] == [0.006, 0.009, 0.7, 0.0021]
+
+
+def test_the_readme_has_a_row_for_each_network_and_flavour():
+    readme = module("readme")
+    case = quantised(0.001, 0.004, 0.95, 0.001) | {"metric": "auc", "reference": 0.98}
+    case["graphs"] += [row | {"flavour": "trt"} for row in case["graphs"]]
+    case["graphs"][-1] |= {"maker": "modelopt", "drop": None}
+    header, rule, cpu, trt = readme.quantised({"a": case})
+    assert header.count("|") == rule.count("|") == cpu.count("|") == trt.count("|")
+    assert cpu == "| a | cpu | auc 0.9800 | +0.0010, at worst +0.0040 | 95% | - | +0.0010 | - | - | - |"
+    assert trt.endswith("| 95% | - | - | - | no graph | - |")
+
+
 def test_a_rival_that_is_missing_or_fails_says_so(tmp_path: Path):
     """The real script, on the tests' interpreter and with a graph that is none."""
     quantize = module("quantize")
