@@ -130,14 +130,16 @@ def ours(name: str, run: Run, case: Case, words: list[str], work: Path) -> Itera
         seconds = run.manifest["stages"]["quantize"]["seconds"]
         held = {"git": code, "seconds": seconds, "said": said, "settings": today | {"max_drop": MAX_DROP}}
         write_json(record, held)
+    searched = {found["graph"]: found for found in held["said"]["searches"]}
     for flavour in ("cpu", "trt"):
-        graph = run / f"graphs/int8-{flavour}.onnx"
-        reason = (
-            "" if graph.is_file() else held["said"]["refused"].get(f"int8-{flavour}", "no graph was made")
-        )
-        yield Made(
-            OURS, flavour, graph if graph.is_file() else None, held["seconds"], held["settings"], {}, reason
-        )
+        name, graph = f"int8-{flavour}", run / f"graphs/int8-{flavour}.onnx"
+        search = searched.get(name, {})
+        settings = held["settings"] | {key: search.get(key) for key in ("kept", "evaluations", "note")}
+        if graph.is_file():
+            yield Made(OURS, flavour, graph, held["seconds"], settings, {})
+        else:
+            reason = held["said"]["refused"].get(name, "no graph was made")
+            yield Made(OURS, flavour, None, held["seconds"], settings, {}, reason)
 
 
 def rival(maker: str, flavour: str, run: Run, options: argparse.Namespace, folder: Path) -> Made:
@@ -292,7 +294,7 @@ def merged(cases: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def goals_of(cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of tlexport's graphs, and where each rival stands; a rival without a graph sets no goal."""
+    """Those of tlexport's graphs, and of each rival that has one to compare with."""
     found = []
     for name, case in cases.items():
         for row in case["graphs"]:
@@ -303,7 +305,9 @@ def goals_of(cases: dict[str, Any]) -> list[dict[str, Any]]:
                     found.append(
                         goal(f"{what} drop beyond {row['maker']}'s", row["beyond"], limit, at_least=False)
                     )
-            elif row["drop"] is not None:
+            elif row["drop"] is None:  # no graph: nothing runs in INT8
+                found.append(goal(f"{what} share of operations", 0.0, MIN_SHARE, at_least=True))
+            else:
                 drop = {"ratio": row["drop"], "low": row["drop_low"], "high": row["drop_high"]}
                 found.append(goal(f"{what} drop", drop, MAX_DROP, at_least=False))
                 found.append(goal(f"{what} drop at worst", row["drop_high"], MAX_DROP, at_least=False))

@@ -140,6 +140,7 @@ def test_quantize(tmp_path: Path):
     assert all(row["reason"] for row in rows.values() if row["drop"] is None), (
         "no row is empty without a word"
     )
+    assert rows["tlexport", "trt"]["settings"]["evaluations"] > 0, "it was searched"
     assert case["one_flip"] == pytest.approx(1 / 40) and case["rival_versions"]["onnx"]
 
     made = work / "made" / "lite0-chest-xray" / "onnxruntime-trt.onnx"
@@ -407,6 +408,13 @@ def test_the_readme_has_a_row_for_each_network_and_flavour():
     assert header.count("|") == rule.count("|") == cpu.count("|") == trt.count("|")
     assert cpu == "| a | cpu | auc 0.9800 | +0.0010, at worst +0.0040 | 95% | - | +0.0010 | - | - | - |"
     assert trt.endswith("| 95% | - | - | - | no graph | - |")
+
+
+def test_a_graph_that_was_not_made_misses_its_share():
+    case = quantised(0.001, 0.004, 0.95, None)
+    case["graphs"][0] |= {"drop": None}
+    (goal,) = module("quantize").goals_of({"some": case})
+    assert (goal["what"], goal["value"], goal["met"]) == ("some: INT8 cpu share of operations", 0.0, False)
 
 
 def test_a_rival_that_is_missing_or_fails_says_so(tmp_path: Path):
