@@ -89,5 +89,5 @@ CASES = {
     "resnet18-pathology": changed(BLOOD, Backbone(RESNET | {"transfer.epochs": 4})),
     "vit_tiny-pathology": changed(BLOOD, Backbone(VIT | {"transfer.epochs": 8})),
     "resnet18-cifar10": changed(CIFAR, Backbone(RESNET | {"transfer.epochs": 6, "data.image_size": 48})),
-    "vit_tiny-cifar10": changed(CIFAR, Backbone(VIT | {"transfer.epochs": 12})),
+    "vit_tiny-cifar10": changed(CIFAR, Backbone(VIT | {"transfer.epochs": 8})),
 }
