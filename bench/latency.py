@@ -1,4 +1,5 @@
-"""Latency of one sample on the CPU: the variant that a build would choose, beside torch eager, channels_last and compile.
+"""Latency of one sample on the CPU: the variant that a build would choose, beside torch eager, channels_last, compile and
+AOTInductor (weights frozen, a package loaded without Python code: faster than compile).
 
 Five networks of torchvision and timm at 224 px, and the networks of the tabular recipes, all with random
 weights (latency_cases.py). Accuracy gates say nothing about such weights, so they are not applied; the image goal is
@@ -8,7 +9,7 @@ all, whichever is faster at batch 1; torch's candidates share the number that is
 of its own. In it torch is timed alone (`torch_beside_others`, the judging times over these, should be near 1: nobody slows
 torch down), then a first timing chooses as a build does (fastest median; candidates take turns), and a second, independent
 one judges the choice. With --only networks of one kind, images or not, the file's results of the other
-kind stay. Needs a C++ compiler (torch.compile). At most 15 minutes a network, usually four.
+kind stay. Needs a C++ compiler (torch.compile, AOTInductor). At most 15 minutes a network, usually four.
 
 Result: `models` and `small_models` {name: {chosen, chosen_fp32, variants {name: {receipt, max_abs_error, decisions_kept}},
 refused, threads, dropped, percentiles_ms, best, torch_best, torch_beside_others, torch_alone_ms, first_ms, second_ms
@@ -50,7 +51,7 @@ from latency_cases import IMAGES, QUICK_IMAGES, QUICK_SMALL, SMALL, Case, case_o
 from tlexport import cores
 from tlexport.evidence import latency, machine
 
-TORCH = ("torch-eager", "torch-channels-last", "torch-compile")
+TORCH = ("torch-eager", "torch-channels-last", "torch-compile", "torch-aotinductor")
 BACKENDS = ("onnxruntime", "openvino")
 TIMES_EAGER = 10.0  # goal of the tabular networks
 TIMEOUT = 900.0  # of one network, all included
@@ -146,7 +147,7 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
     """In the child: make the model and its variants, choose, time again."""
     import torch
 
-    from tlexport.backends import eager, registry
+    from tlexport.backends import eager, inductor, registry
     from tlexport.stages.bench import fastest_threads
 
     most = 1 if quick else cores.usable()
@@ -161,6 +162,9 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
             "torch-eager": stack.enter_context(eager.runner_for(serving, **ends)),
             "torch-compile": stack.enter_context(eager.runner_for(torch.compile(serving), **ends)),
         }
+        fp32, package = traced(case), Path(folder) / "package.pt2"
+        packaged(case, fp32, package)
+        runners["torch-aotinductor"] = stack.enter_context(inductor.runner(package, threads=at_once))
         if any(array.ndim == 4 for array in one.values()):
             alike = eager.runner_for(serving, channels_last=True, **ends)
             runners["torch-channels-last"] = stack.enter_context(alike)
@@ -168,7 +172,7 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
         calls = {who: runner.bind(one).call for who, runner in runners.items()}
         alone = latency.interleave(calls, samples=min(samples, 80), seed=2, schedule=turns)
         threads = dict.fromkeys(runners, at_once)
-        artifacts, receipts, refused = built(Path(folder), case)
+        artifacts, receipts, refused = built(Path(folder), case, fp32)
         say(f"  {len(artifacts)} variants built; loading")
         for variant, path in artifacts.items():
             load = partial(_loaded, registry.BACKENDS[variant.split("-")[0]], path)
@@ -208,23 +212,47 @@ def _loaded(backend: Any, path: Path, threads: int) -> Any:
     return backend.runner(path, threads=threads)
 
 
-def built(folder: Path, case: Case) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
-    """Artifacts and receipts of the variants by name, and why others are none."""
+def example_of(case: Case) -> tuple[Any, ...]:
     import torch
 
-    from tlexport.backends import registry
-    from tlexport.errors import CompileError, NotInstalledError
-    from tlexport.graph import calibration, inspect, quantize, trace
-    from tlexport.tensors import Profile
+    return tuple(torch.from_numpy(array[:2]) for array in case.seen.values())
 
-    fp32 = trace.trace(
+
+def traced(case: Case) -> Any:
+    """The FP32 graph."""
+    from tlexport.graph import trace
+
+    return trace.trace(
         case.serving,
-        tuple(torch.from_numpy(array[:2]) for array in case.seen.values()),
+        example_of(case),
         opset=20,
         input_names=case.names,
         output_name=case.serving.output,
         metadata=case.about,
     )
+
+
+def packaged(case: Case, fp32: Any, out: Path) -> None:
+    """The network compiled by AOTInductor. Ends the program if it does not compute in FP32 throughout."""
+    from tlexport.backends import Network, inductor
+    from tlexport.graph import inspect, trace
+    from tlexport.tensors import Profile
+
+    graph = out.with_suffix(".onnx")
+    trace.save(fp32, graph)
+    network = Network(case.serving, case.names, case.serving.output, example_of(case))
+    made = inductor.build(graph, out, "cpu", Profile(), inspect.compute_dtypes(fp32), lambda: network)
+    if not made.receipt.agrees:
+        raise SystemExit(f"AOTInductor's receipt disagrees: {'; '.join(made.receipt.disagreements[:3])}")
+
+
+def built(folder: Path, case: Case, fp32: Any) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
+    """Artifacts and receipts of the variants by name, and why others are none."""
+    from tlexport.backends import registry
+    from tlexport.errors import CompileError, NotInstalledError
+    from tlexport.graph import calibration, inspect, quantize, trace
+    from tlexport.tensors import Profile
+
     tensors = quantize.tensors_to_calibrate(fp32, "cpu")
     count = len(next(iter(case.seen.values())))
     batches = [

@@ -266,6 +266,7 @@ def build(
         f"chosen for {name}": f"{variant} ({result.reasons[name]})" for name, variant in result.chosen.items()
     }
     rows |= {f"FAILED for {name}": why for name, why in result.failed.items()}
+    rows |= {f"not {name}": why for name, why in result.losers.items()}
     rows |= {
         "bundle": result.bundle or "none: a target has no passing variant",
         "report": result.report or "none",
@@ -364,18 +365,32 @@ def explain_drop(
     _show(result, _pairs(steps), "", _pairs(listed), "", result.sentence)
 
 
-@app.command("compile", epilog="Example: tlexport compile runs/cxr --target sm89 --target sm120")
+@app.command(
+    "compile",
+    epilog="Example: tlexport compile runs/cxr --target sm89 --target sm120\n\n"
+    "Example: tlexport compile runs/cxr --timeout 7200 tensorrt.workspace_mb=2048 tensorrt.timing_cache=run",
+)
 def compile_(
     run: RunPath,
     overrides: Overrides = None,
     target: Targets = None,
     precision: Precisions = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Seconds that one build may take (compile.timeout).", show_default=False
+        ),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compile every (graph, backend, target) this machine can, each with a receipt of its real precisions."""
-    opened, recipe = _open(run, overrides, target, precision)
+    """Compile every (graph, backend, target) this machine can, each with a receipt of its real precisions.
+
+    What TensorRT and TensorRT-RTX are told: tensorrt.workspace_mb, tensorrt.tf32 ... (tlexport schema recipe).
+    """
+    flags = _with_flags(overrides, {"compile.timeout": timeout})
+    opened, recipe = _open(run, flags, target, precision)
     from tlexport.stages import compile as stage
 
     with opened.lock():
@@ -542,6 +557,7 @@ def doctor(json_: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     backends = {
         b.name: (
             f"{b.version}  builds {', '.join(b.builds) or '-'}; runs {', '.join(b.runs) or '-'}  {b.note}"
+            f"{'; options ' + ', '.join(b.options) if b.options else ''}"
             if b.installed
             else f"not installed  {b.note}"
         )

@@ -49,19 +49,24 @@ class Terminal:
         )
         with RichProgress(*columns, console=self.console, transient=True) as live:
             task = live.add_task(label, total=None)
-            yield lambda done, total: live.update(task, completed=done, total=total)
+
+            def step(done: float, total: int, doing: str = "") -> None:
+                shown = f"{label}: {doing}" if doing else label
+                live.update(task, completed=done, total=total, description=shown)
+
+            yield step
 
     @contextmanager
     def _plain(self, label: str) -> Iterator[Step]:
         started = last = time.monotonic()
 
-        def step(done: int, total: int) -> None:
+        def step(done: float, total: int, doing: str = "") -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= PLAIN_INTERVAL and done:
                 last = now
                 left = (now - started) / done * (total - done)
-                self.say(f"{label}: {done}/{total}, {left:.0f} s left")
+                self.say(f"{label}: {int(done)}/{total}, {left:.0f} s left{f', {doing}' if doing else ''}")
 
         yield step
 

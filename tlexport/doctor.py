@@ -19,6 +19,7 @@ def examine() -> DoctorResult:
             builds=found.builds,
             runs=found.runs,
             note=found.note,
+            options=found.options,
         )
         for name, found in ((name, backend.availability()) for name, backend in registry.BACKENDS.items())
     )

@@ -6,6 +6,7 @@ TlexportError             1   anything not named below
 │   └── LeakageError      3   a group or an image stands on both sides of a split
 ├── WeightsError          4   pretrained weights are missing, unsafe or do not fit
 ├── NotInstalledError     5   an optional extra is needed
+│   └── NoCompilerError   5   a C++ compiler is needed
 ├── RunError              6   the run directory lacks a stage, is busy or was changed by hand
 ├── StorageError          7   the disk is full or the directory is not writable
 ├── ExportError           8   the graph cannot be made, or does not agree with the reference
@@ -30,6 +31,7 @@ __all__ = [
     "ExportError",
     "GateError",
     "LeakageError",
+    "NoCompilerError",
     "NotInstalledError",
     "ReceiptError",
     "RecipeError",
@@ -72,6 +74,16 @@ class NotInstalledError(TlexportError):
         have = f" ({available})" if available else ""
         super().__init__(f"{what} is not installed; pip install 'tlexport[{extra}]'{have}")
         self.extra = extra
+
+
+class NoCompilerError(NotInstalledError):
+    """`what` compiles C++ and this machine has no compiler; pip brings none."""
+
+    ADVICE = "install g++ (apt install g++, dnf install gcc-c++) or name another compiler in the variable CXX"
+
+    def __init__(self, what: str) -> None:
+        TlexportError.__init__(self, f"{what} needs a C++ compiler and found none; {self.ADVICE}")
+        self.extra = ""
 
 
 class RunError(TlexportError):

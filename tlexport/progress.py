@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Step = Callable[[int, int], None]  # (done, total)
+
+class Step(Protocol):
+    """Says how far a bar is; `doing` names what is being worked on, where that is worth a word."""
+
+    def __call__(self, done: float, total: int, doing: str = "") -> None: ...
 
 
 class Progress(Protocol):
@@ -30,4 +34,8 @@ class Silent:
 
     @contextmanager
     def bar(self, label: str) -> Iterator[Step]:
-        yield lambda done, total: None
+        yield _unseen
+
+
+def _unseen(done: float, total: int, doing: str = "") -> None:
+    pass

@@ -37,7 +37,10 @@ MetricName = Literal[
 ]
 DEFAULT_BACKBONES = {"tabular": "tabular/tabm", "series": "series/patch", "molecule": "molecule/smiles"}
 Strategy = Literal["auto", "probe", "partial", "full", "scratch"]
-PrecisionName = Literal["fp32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
+AUTO = "auto"
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt", "inductor"]
+IN_RUN = "run"  # of a cache: kept in the run's own folder
 
 
 class Section(BaseModel):
@@ -290,6 +293,66 @@ class Export(Section):
     )
 
 
+class Compile(Section):
+    """Which backends the typed graphs are compiled with, and how long one build may take."""
+
+    backends: tuple[BackendName, ...] = Field(
+        ("auto",),
+        description="auto: every one that is installed and compiles in seconds; inductor takes part only if it is named: "
+        "[auto, inductor]",
+    )
+    timeout: float = Field(1800.0, gt=0, description="seconds that one build may take before it is stopped")
+
+
+class TensorRT(Section):
+    """What TensorRT and TensorRT-RTX are told beyond the graph. A variant whose backend cannot do what is set here is refused."""
+
+    workspace_mb: int | None = Field(
+        None, ge=1, description="MiB of scratch memory a layer may use; default: all of the GPU's"
+    )
+    optimization_level: int | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="how long to search for fast kernels (TensorRT); default: the library's, 3",
+    )
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+        "none", description="other GPUs that the engine must run on, at some cost in speed (TensorRT)"
+    )
+    version_compatible: bool = Field(
+        False, description="an engine that later versions load too, with its runtime in it (TensorRT)"
+    )
+    strip_weights: bool = Field(
+        False,
+        description="an engine without weights, to be refitted from its typed graph before it runs (TensorRT)",
+    )
+    sparse_weights: bool = Field(
+        False, description="use sparse kernels for weights that are already 2:4 sparse (TensorRT)"
+    )
+    aux_streams: int | None = Field(
+        None,
+        ge=0,
+        description="streams that an engine may use beside the caller's (TensorRT); default: its choice",
+    )
+    tf32: bool = Field(
+        False,
+        description="let FP32 products round their factors to 10 bits; accuracy judged on a CPU does not show it",
+    )
+    timing_cache: str | None = Field(
+        None, description="file that keeps what builds have timed (TensorRT); run: a file in the run"
+    )
+    runtime_cache: str | None = Field(
+        None,
+        description="file that keeps what TensorRT-RTX compiles when it loads an engine; run: a file in the run",
+    )
+
+    def placed(self, folder: Path) -> TensorRT:
+        """The same with `run` replaced by the caches' files in `folder`."""
+        files = {"timing_cache": "timing.cache", "runtime_cache": "runtime.cache"}
+        kept = {key: str(folder / name) for key, name in files.items() if getattr(self, key) == IN_RUN}
+        return self.model_copy(update=kept)
+
+
 class Calibration(Section):
     """How INT8 ranges are found, on the training split."""
 
@@ -367,6 +430,8 @@ class Recipe(Section):
     )
     export: Export = Export()
     precision: tuple[PrecisionName, ...] = ("fp32", "fp16", "int8")
+    compile: Compile = Compile()
+    tensorrt: TensorRT = TensorRT()
     calibration: Calibration = Calibration()
     targets: tuple[str, ...] = ("cpu",)
     search: Search = Search()
@@ -386,6 +451,8 @@ class Recipe(Section):
             raise ValueError("targets: at least one is needed, for instance cpu")
         if not self.precision:
             raise ValueError("precision: at least one is needed, for instance fp32")
+        if not self.compile.backends:
+            raise ValueError("compile.backends: at least one is needed, for instance auto")
         return self
 
     def to_yaml(self) -> str:

@@ -250,6 +250,10 @@ class Variant(Result):
     p99_ms: float | None = None
     threads: int | None = Field(None, description="threads the variant was timed with")
     count: int | None = Field(None, description="timed samples behind the percentiles")
+    dropped: str = Field("", description="why its timing was ended early: too far behind the best")
+    cost_ms: float | None = Field(
+        None, description="of one sample by the cost model, where the target is not here: not measured"
+    )
     calls_per_sample: int | None = Field(
         None,
         description="calls that a sample is the mean of: more than 1 where reading the clock would count; "
@@ -264,6 +268,9 @@ class Variant(Result):
     sha256: str | None = None
     file: str | None = Field(None, description="artifact, relative to the run")
     receipt: str | None = Field(None, description="dtypes the compute layers were really built with")
+    options: dict[str, Any] = Field(
+        {}, description="what its backend was told that is not as by default (the recipe's tensorrt section)"
+    )
     judged_by: str | None = Field(None, description="what executed the graph for the accuracy numbers")
     verdict: str = "unjudged"  # pass | fail | compiled, not run here | refused | unjudged
     reason: str = ""
@@ -304,6 +311,7 @@ class PackageResult(Result):
     bundle: str
     chosen: dict[str, str] = Field(description="target -> variant")
     reasons: dict[str, str] = Field(description="target -> why this one")
+    losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
     files: int
     size_bytes: int
 
@@ -314,6 +322,10 @@ class BuildResult(Result):
     report: str | None
     chosen: dict[str, str]
     reasons: dict[str, str]
+    losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
+    front: tuple[str, ...] = Field(
+        description="variants that none for the same target beats in drop, latency (or cost by the model) and size at once"
+    )
     reference: Variant
     variants: tuple[Variant, ...]
     seconds: dict[str, float] = Field(
@@ -346,6 +358,7 @@ class BackendInfo(Result):
     builds: tuple[str, ...]
     runs: tuple[str, ...]
     note: str
+    options: tuple[str, ...] = Field((), description="keys of the recipe's tensorrt section that it honours")
 
 
 class DoctorResult(Result):

@@ -118,11 +118,11 @@ def test_a_graph_whose_types_are_unknown_is_not_judged(tmp_path) -> None:
     model.graph.node[1].domain = "unknown.domain"
     onnx.save(model, path)
     with pytest.raises(CompileError, match=r"unknown\.domain"):
-        typed.rounding_to_half(path)
+        typed.rounding_to_half(typed.load(path))
     model.opset_import.append(helper.make_opsetid("unknown.domain", 1))
     onnx.save(model, path)
     with pytest.raises(CompileError, match="types of b, c, d"):
-        typed.rounding_to_half(path)
+        typed.rounding_to_half(typed.load(path))
 
 
 def broken(path: Path, kind: str, source: Path) -> Path:

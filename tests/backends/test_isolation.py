@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlexport.backends.isolation import call
+from tlexport.backends.isolation import Report, call
 from tlexport.errors import BackendCrash, CompileError, NotInstalledError, TlexportError
 
 
@@ -171,3 +171,83 @@ def test_calls_from_several_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     assert found == {2: 4, 3: 9}
+
+
+def count(steps: int, report: Report) -> int:
+    for step in range(steps):
+        report(f"step {step}", step / steps)
+    return steps
+
+
+def crash_midway(report: Report) -> None:
+    report("halfway", 0.5)
+    segfault()
+
+
+def stop_midway(marker: Path, report: Report) -> None:
+    report("timing kernels", 0.25)
+    hang(marker)
+
+
+def never_end(report: Report) -> None:
+    while True:
+        report("again", 0.5)
+
+
+def report_from_threads(report: Report) -> None:
+    threads = [
+        threading.Thread(target=lambda n=n: [report(f"{n}" * 5000, n) for _ in range(50)]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_reports_arrive_in_order_and_before_the_answer() -> None:
+    heard: list[tuple[str, float]] = []
+    made = call(count, 2000, timeout=60, what="counting", progress=lambda *report: heard.append(report))
+    assert made == 2000 and heard == [(f"step {step}", step / 2000) for step in range(2000)]
+
+
+def test_reports_of_several_threads_do_not_mix() -> None:
+    heard: list[tuple[str, float]] = []
+    call(report_from_threads, timeout=60, what="x", progress=lambda *report: heard.append(report))
+    assert len(heard) == 200 and all(phase == f"{share:g}" * 5000 for phase, share in heard)
+
+
+def test_without_a_listener_the_function_is_called_as_it_is() -> None:
+    with pytest.raises(CompileError, match="missing 1 required positional argument: 'report'"):
+        call(count, 3, timeout=60, what="counting")
+
+
+def test_a_crash_after_reports_is_a_crash() -> None:
+    heard: list[str] = []
+    with pytest.raises(BackendCrash, match=r"died with SIGSEGV(.|\n)*the last words"):
+        call(crash_midway, timeout=60, what="crashing", progress=lambda phase, share: heard.append(phase))
+    assert heard == ["halfway"]
+
+
+def test_a_hang_after_reports_is_ended_and_names_the_phase_and_the_limit(tmp_path: Path) -> None:
+    words = r"within 3 s \(compile\.timeout\) and was stopped at 'timing kernels'"
+    with pytest.raises(BackendCrash, match=words):
+        call(
+            stop_midway,
+            tmp_path / "pid",
+            timeout=3,
+            what="hanging",
+            limit="compile.timeout",
+            progress=lambda phase, share: None,
+        )
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_reports_without_end_do_not_extend_the_time() -> None:
+    with pytest.raises(BackendCrash, match="within 2 s and was stopped at 'again'"):
+        call(never_end, timeout=2, what="reporting", progress=lambda phase, share: None)
+
+
+def test_a_listener_that_fails_ends_the_child(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(stop_midway, tmp_path / "pid", timeout=60, what="x", progress=lambda phase, share: 1 / 0)
+    assert not (tmp_path / "pid").exists() or not alive(int((tmp_path / "pid").read_text() or 0))

@@ -17,7 +17,7 @@ from tlexport.backends import ort, ov, registry, trt
 from tlexport.errors import CompileError
 from tlexport.graph import inspect, trace
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import quantize, tensors_to_calibrate
 from tlexport.tensors import Profile
 
@@ -41,7 +41,7 @@ class Case:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Case:
     feed, folder = feed_of(), tmp_path_factory.mktemp("mixed")
     graphs = {"fp32": traced(Mixed().eval(), feed)}
-    graphs["fp16"] = to_fp16(graphs["fp32"])
+    graphs["fp16"] = to_half(graphs["fp32"], "fp16")
     for flavour in ("cpu", "trt"):
         ranges = calibrate(
             graphs["fp32"], [feed], tensors_to_calibrate(graphs["fp32"], flavour), method="max"

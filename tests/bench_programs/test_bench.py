@@ -84,10 +84,17 @@ def test_finetune(tmp_path: Path):
 def test_latency(tmp_path: Path):
     document = run("latency", tmp_path)
     (model,) = document["models"].values()
-    candidates = {"torch-eager", "torch-channels-last", "torch-compile", *model["variants"]}
+    candidates = {
+        "torch-eager",
+        "torch-channels-last",
+        "torch-compile",
+        "torch-aotinductor",
+        *model["variants"],
+    }
     assert set(model["second_ms"]) == candidates and set(model["first_ms"]) == candidates - {
         "torch-channels-last",
         "torch-compile",
+        "torch-aotinductor",
     }
     assert model["chosen"] in model["variants"] and model["chosen_fp32"].endswith("fp32")
     medians = {who: float(np.median(times)) for who, times in model["second_ms"].items()}
@@ -506,7 +513,9 @@ def test_a_wrong_choice_is_seen():
     latency = module("latency")
     rng = np.random.default_rng(0)
     slow, fast, eager = (scale * rng.normal(1, 0.01, 96) for scale in (3.0, 2.0, 6.0))
-    times = {who: (eager * scale).tolist() for who, scale in zip(latency.TORCH, (1.2, 1.0, 1.1), strict=True)}
+    times = {
+        who: (eager * scale).tolist() for who, scale in zip(latency.TORCH, (1.2, 1.0, 1.1, 1.3), strict=True)
+    }
     times |= {
         "openvino-fp32": fast.tolist(),
         "onnxruntime-fp32": slow.tolist(),

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 from tlexport.graph.calibration import Method, Range, calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import Flavour, quantize, tensors_to_calibrate
 
 Run = Callable[..., np.ndarray]
@@ -148,7 +148,7 @@ def test_what_cannot_be_quantised(graph: onnx.ModelProto, ranges: dict[str, Rang
     with pytest.raises(ExportError, match="no Conv, Gemm or MatMul left"):
         quantize(graph, ranges, "trt", exclude=list(inspect.compute_dtypes(graph)))
     with pytest.raises(ExportError, match="this one computes in fp16"):
-        quantize(to_fp16(graph), ranges, "trt")
+        quantize(to_half(graph, "fp16"), ranges, "trt")
     first = next(iter(ranges))
     with pytest.raises(ExportError, match=f"NaN or infinity in weights or ranges: {first}"):
         quantize(graph, {**ranges, first: Range(0, float("nan"))}, "trt")
@@ -259,7 +259,7 @@ def test_tensorrt_rtx_compiles_for_ada(
         ranges = calibrate(
             model, [{"images": photographs[:4]}], tensors_to_calibrate(model, "trt"), method="max"
         )
-        typed = to_fp16(model) if precision == "fp16" else quantize(model, ranges, "trt")
+        typed = to_half(model, "fp16") if precision == "fp16" else quantize(model, ranges, "trt")
         logger = trt.Logger(trt.Logger.ERROR)
         builder = trt.Builder(logger)
         network = builder.create_network(0)

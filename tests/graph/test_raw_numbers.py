@@ -12,7 +12,7 @@ from torch import nn
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 from tlexport.graph.calibration import calibrate
-from tlexport.graph.cast import to_fp16
+from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import Flavour, quantize, tensors_to_calibrate
 
 
@@ -54,7 +54,7 @@ def test_the_graph_agrees_with_the_module_on_missing_and_huge_values(
 
 def test_fp16_rounds_between_the_products_only(mixed: onnx.ModelProto) -> None:
     """Amounts of 1e10 are scaled in FP32 before the first product and added in FP32 after the last."""
-    half, feed = to_fp16(mixed), feed_of()
+    half, feed = to_half(mixed, "fp16"), feed_of()
     assert set(inspect.compute_dtypes(half).values()) == {"fp16"}
     expected = eager(Mixed().eval(), feed)
     error = np.abs(_session(half, feed) - expected).max()
@@ -142,7 +142,7 @@ def test_masks_that_stand_for_minus_infinity_survive_fp16(fill: float) -> None:
         {"numbers": np.random.default_rng(2).normal(size=(16, 8)).astype(np.float32)},
         Masked().eval(),
     )
-    found = _session(to_fp16(traced(module, feed)), feed)
+    found = _session(to_half(traced(module, feed), "fp16"), feed)
     assert np.abs(found - eager(module, feed)).max() < 2e-3
 
 

@@ -131,7 +131,7 @@ def test_backends_answer_as_torch_does(task: str, tmp_path: Path) -> None:
 def test_tensorrt_rtx_builds_what_the_types_say(precision: str, tmp_path: Path) -> None:
     graph = traced(ServingModel(model()).eval())
     if precision == "fp16":
-        graph = cast.to_fp16(graph)
+        graph = cast.to_half(graph, "fp16")
     if precision == "int8":
         feed = [named(samples(64, 3), INPUTS)]
         ranges = calibrate(graph, feed, tensors_to_calibrate(graph, "trt"), method="max")
@@ -149,7 +149,7 @@ def test_smaller_numbers_answer_nearly_alike(precision: str) -> None:
     serving = ServingModel(model()).eval()
     graph, batch = traced(serving), samples(64, 9)
     if precision == "fp16":
-        smaller = cast.to_fp16(graph)
+        smaller = cast.to_half(graph, "fp16")
     else:
         feed = [named(samples(128, 3), INPUTS)]
         ranges = calibrate(graph, feed, tensors_to_calibrate(graph, "cpu"), method="max")

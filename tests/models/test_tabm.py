@@ -132,7 +132,7 @@ def test_large_amounts_survive_fp16(tmp_path: Path) -> None:
         serving, (x[:2],), opset=20, input_names=("features",), output_name="probabilities", metadata=metadata
     )
     session = ort.InferenceSession(
-        cast.to_fp16(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+        cast.to_half(graph, "fp16").SerializeToString(), providers=["CPUExecutionProvider"]
     )
     (got,) = session.run(None, {"features": x.numpy()})
     with torch.no_grad():

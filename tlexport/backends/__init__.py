@@ -8,14 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from tlexport.backends.receipt import Receipt
+from tlexport.recipe import TensorRT
 from tlexport.tensors import Profile
+
+if TYPE_CHECKING:
+    import torch
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -29,6 +33,7 @@ class Availability:
     builds: tuple[str, ...] = ()  # targets it can compile for on this machine
     runs: tuple[str, ...] = ()  # targets whose artifacts it can execute on this machine
     note: str = ""  # what is missing and the pip command that brings it
+    options: tuple[str, ...] = ()  # of the recipe's section for it, those that it honours
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,35 @@ class Artifact:
 
     path: Path
     receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Network:
+    """A PyTorch module in eval mode and its ends: one tensor [n, ...] for each of `inputs`, in order, to float32 [n, k]."""
+
+    module: torch.nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    example: tuple[torch.Tensor, ...]  # n = 2, of any values
+
+
+Load = Callable[[], Network]  # makes the network in the process that calls it
+
+
+def unheard(phase: str, share: float) -> None:
+    """A report to nobody."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build or a runner may be told beyond its graph. A backend reads its own and refuses what it cannot do."""
+
+    tensorrt: TensorRT = field(default_factory=TensorRT)
+    network: Load | None = None  # makes what the graph was traced from: for backends that compile PyTorch
+    report: Callable[[str, float], None] = unheard  # how far a build is: (phase, share of the whole, 0 to 1)
+
+
+DEFAULTS = Options()
 
 
 class Held(functools.partial[object]):
@@ -86,13 +120,25 @@ class Backend(Protocol):
         ...
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        options: Options = DEFAULTS,
     ) -> Artifact:
         """Compile `graph` into the file `out`. `expected`: node name -> dtype of each compute node of the graph."""
         ...
 
     def runner(
-        self, artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        device: str = "cpu",
+        judge: bool = False,
+        options: Options = DEFAULTS,
     ) -> AbstractContextManager[Runner]:
         """Load an artifact. `judge` asks for the least-optimised faithful execution (to judge another target's graph)."""
         ...

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tlexport.backends import Bound, Runner, Tensors
+from tlexport.backends import Bound, Runner, Tensors, torch_threads
 from tlexport.errors import CompileError
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ class _EagerRunner:
     memory_format: torch.memory_format
     device: torch.device
     provider: str
+    claim: Callable[[], None]
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         import torch
 
+        self.claim()
         with torch.inference_mode():
             return {self.output: self._numpy(self.module(*self._tensors(inputs, self.device)))}
 
@@ -41,16 +43,18 @@ class _EagerRunner:
         """On the CPU a call is the module alone, on tensors that are ready."""
         import torch
 
-        module, device = self.module, self.device
+        module, device, claim = self.module, self.device, self.claim
         tensors = self._tensors(inputs, torch.device("cpu"))
         latest: list[torch.Tensor] = [torch.empty(0)]
 
         @torch.inference_mode()
         def call() -> None:
+            claim()
             latest[0] = module(*tensors)
 
         @torch.inference_mode()
         def call_there_and_back() -> None:
+            claim()
             latest[0] = module(*(tensor.to(device) for tensor in tensors)).cpu()
 
         return Bound(
@@ -96,7 +100,8 @@ def runner_for(
     torch.set_num_threads(threads or previous)
     try:
         where = f"torch {torch.__version__} on {device.type}"
-        yield _EagerRunner(module, inputs, output, layout, device, where)
+        claim = torch_threads.claim(threads or previous)
+        yield _EagerRunner(module, inputs, output, layout, device, where, claim)
     finally:
         module.train(training)
         torch.set_num_threads(previous)

@@ -2,6 +2,7 @@
 
 The child is a plain interpreter, not a fork and not multiprocessing's spawn: it never imports the caller's
 `__main__`, so a user's script needs no guard. Whatever it prints is captured and only shown if it dies.
+The pipe between the two carries one task, then any number of reports on how far it is, then one answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -22,9 +25,11 @@ from typing import IO, Any, TypeVar, cast
 from tlexport.errors import BackendCrash, CompileError, TlexportError
 
 T = TypeVar("T")
+Report = Callable[[str, float], None]  # (phase, share of the work that is done, 0 to 1)
 
 _CHILD = "import sys; sys.path[:] = sys.argv[3:]; from tlexport.backends.isolation import _serve; _serve()"
 _TAIL_LINES = 12
+_REPORT = "report"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -32,28 +37,63 @@ class _InChild(Exception):
     """Carries the child's traceback, to be shown with --debug."""
 
 
-def call(function: Callable[..., T], *args: Any, timeout: float, what: str) -> T:
+class _TooLate(Exception):
+    """The time is up. `phase` is the last that was reported."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(phase)
+        self.phase = phase
+
+
+def call(
+    function: Callable[..., T],
+    *args: Any,
+    timeout: float,
+    what: str,
+    limit: str = "",
+    progress: Report | None = None,
+) -> T:
     """Return `function(*args)`, computed in a child process. `function` must be importable (module level).
 
-    `timeout` is in seconds and `what` names the work in messages ("compiling int8.onnx for sm89").
-    A TlexportError of the child is raised here as it was. Raises BackendCrash if the child is killed by a
-    signal, ends without an answer, or has not answered in time, and CompileError for any other exception in it.
+    `timeout` is in seconds, `limit` names the setting it comes from, and `what` names the work in messages
+    ("compiling int8.onnx for sm89"). With `progress` the function gets a Report as one more argument, whose calls
+    are made here, in their order. A TlexportError of the child is raised here as it was. Raises BackendCrash if the
+    child is killed by a signal, ends without an answer, or has not answered in time however much it reports, and
+    CompileError for any other exception in it.
     """
     pipe, theirs = Pipe()
     with pipe, tempfile.TemporaryFile() as output:
         child = _start(theirs, output)
         try:
-            pipe.send((function.__module__, function.__qualname__, args))
-            if not pipe.poll(timeout):
-                raise BackendCrash(
-                    f"{what} gave no answer within {timeout:g} s and was stopped; allow it more time or leave it out"
-                )
-            verdict, value = pipe.recv()
+            verdict, value = _answer(pipe, (function, args, progress), timeout)
+        except _TooLate as late:
+            raise BackendCrash(
+                f"{what} gave no answer within {timeout:g} s{f' ({limit})' if limit else ''} and was stopped"
+                f"{f' at {late.phase!r}' if late.phase else ''}; allow it more time or leave it out{_tail(output)}"
+            ) from None
         except (EOFError, ConnectionError):
             raise BackendCrash(f"{what} {_death(child.wait())}{_tail(output)}") from None
         finally:
             _kill(child)
     return cast(T, _unpack(verdict, value, what))
+
+
+def _answer(
+    pipe: Connection, task: tuple[Callable[..., Any], tuple[Any, ...], Report | None], timeout: float
+) -> tuple[str, Any]:
+    """Send the task, pass its reports on, return the first message that is none. Raises _TooLate and what a pipe raises."""
+    function, args, progress = task
+    deadline = time.monotonic() + timeout
+    pipe.send((function.__module__, function.__qualname__, args, progress is not None))
+    phase = ""
+    while (left := deadline - time.monotonic()) > 0 and pipe.poll(left):
+        kind, value = pipe.recv()
+        if kind != _REPORT:
+            return kind, value
+        phase, share = value
+        if progress is not None:
+            progress(phase, share)
+    raise _TooLate(phase)
 
 
 def _start(pipe: Connection, output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -121,7 +161,9 @@ def _serve() -> None:
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
     pipe = Connection(descriptor)
-    module, name, args = pipe.recv()
+    module, name, args, reports = pipe.recv()
+    if reports:
+        args = (*args, _reporter(pipe))
     try:
         answer: tuple[str, Any] = ("value", getattr(importlib.import_module(module), name)(*args))
     except TlexportError as error:
@@ -132,6 +174,17 @@ def _serve() -> None:
     pipe.close()
     sys.stdout.flush()
     os._exit(0)  # the answer is out; a library that crashes while it unloads must not matter
+
+
+def _reporter(pipe: Connection) -> Report:
+    """A Report that writes to the pipe; a library may call it from several threads."""
+    lock = threading.Lock()
+
+    def report(phase: str, share: float) -> None:
+        with lock:
+            pipe.send((_REPORT, (phase, share)))
+
+    return report
 
 
 def _die_with(parent: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import platform
 import re
 import shutil
 import tempfile
@@ -16,7 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Options,
+    Runner,
+    Tensors,
+    capabilities,
+    gpu,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -41,16 +53,17 @@ def availability() -> Availability:
 
 
 def refusal(target: str, precision: str) -> str:
-    if target == "cpu" and precision == "fp16" and platform.machine() in ("x86_64", "AMD64"):
-        return "ONNX Runtime's CPU provider computes FP16 graphs in FP32 on x86 (it converts every tensor at load)"
-    if target != "cpu" and precision == "int8":
-        return (
-            "ONNX Runtime's CUDA provider has no INT8 convolution: it would dequantise and compute in float"
-        )
-    return ""
+    return capabilities.refusal(NAME, target, precision)
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options = DEFAULTS,
+) -> Artifact:
     """Copy `graph` to `out` and read back what an inference of it computes in.
 
     What a GPU computes in can only be read on that GPU, so a CUDA target is built on its own machine alone.
@@ -64,7 +77,7 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
         shutil.copyfile(graph, partial)
         layers = _executed(graph, device, profile, expected)
     source = f"ONNX Runtime profile ({device})"
-    return Artifact(out, receipt.make(source, expected, layers))
+    return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
 
 @dataclass
@@ -104,7 +117,14 @@ class _OrtRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on `device`. Raises CompileError if CUDA was asked for and does not work.
 
     To judge, Q/DQ graphs run at the basic level, since kernels for CPUs without VNNI saturate in 16 bits
@@ -141,7 +161,8 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions share no other base class
-        raise CompileError(f"ONNX Runtime refused {_label(source)}: {error}") from error
+        text = typed.explained(str(error), source)
+        raise CompileError(f"ONNX Runtime refused {_label(source)}: {text}") from error
     wanted = _CPU if device == "cpu" else _CUDA
     if session.get_providers()[0] != wanted:
         raise CompileError(
@@ -227,8 +248,11 @@ def _zeros(tensor: Any, batch: int) -> np.ndarray:
 def _dtype(args: Mapping[str, Any]) -> str:
     """The first operand's type of one profiled kernel; its second has the same by the operators' definitions.
 
-    The second is not always listed: kernels that pack their weights at load let go of them.
+    The second is not always listed: kernels that pack their weights at load let go of them. The one for weights of
+    few bits says in its name alone what they are; nothing here makes others than INT4.
     """
+    if args["op_name"] == "MatMulNBits":
+        return "int4"
     name = str(next(iter(args["input_type_shape"][0])))
     return _DTYPES.get(name, name)
 

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Held, Runner, Tensors, receipt, typed
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Availability,
+    Bound,
+    Held,
+    Options,
+    Runner,
+    Tensors,
+    capabilities,
+    receipt,
+    typed,
+)
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.run import replacing
 from tlexport.tensors import Profile
@@ -46,14 +58,17 @@ def availability() -> Availability:
 
 
 def refusal(target: str, precision: str) -> str:
-    if target != "cpu":
-        return f"OpenVINO has no code for NVIDIA GPUs ({target}); it builds for cpu"
-    if precision == "fp16":
-        return "OpenVINO computes FP16 graphs in FP32 here: full precision is asked of it, and x86 CPUs have no FP16 kernels"
-    return ""
+    return capabilities.refusal(NAME, target, precision)
 
 
-def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]) -> Artifact:
+def build(
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options = DEFAULTS,
+) -> Artifact:
     """Copy `graph` to `out` and read back what OpenVINO compiles it to on this machine's CPU.
 
     `profile` has no effect: the batch stays dynamic. Raises CompileError if OpenVINO refuses the graph.
@@ -65,7 +80,8 @@ def build(graph: Path, out: Path, target: str, profile: Profile, expected: Mappi
     layers = _layers(_compile(graph, threads=1), model, expected)
     with replacing(out) as partial:
         shutil.copyfile(graph, partial)
-    return Artifact(out, receipt.make("OpenVINO runtime model", expected, layers))
+    made = receipt.make("OpenVINO runtime model", expected, layers, typed.modules(graph))
+    return Artifact(out, made)
 
 
 @dataclass
@@ -100,7 +116,14 @@ class _OvRunner:
 
 
 @contextlib.contextmanager
-def runner(artifact: Path, *, threads: int, device: str = "cpu", judge: bool = False) -> Iterator[Runner]:
+def runner(
+    artifact: Path,
+    *,
+    threads: int,
+    device: str = "cpu",
+    judge: bool = False,
+    options: Options = DEFAULTS,
+) -> Iterator[Runner]:
     """Load the graph on the CPU. `judge` changes nothing: there is one level of optimisation."""
     if device != "cpu":
         raise CompileError(f"OpenVINO runs on the cpu here, not on {device}")
@@ -135,7 +158,8 @@ def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | 
         model.reshape(dict(shapes))
         return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
-        raise CompileError(f"OpenVINO refused {graph}: {str(error).strip()}") from error
+        text = typed.explained(str(error).strip(), graph)
+        raise CompileError(f"OpenVINO refused {graph}: {text}") from error
 
 
 def _layers(model: Any, graph: onnx.ModelProto, expected: Mapping[str, str]) -> list[receipt.Layer]:
@@ -165,8 +189,10 @@ def _rt(op: Any, key: str) -> str:
 
 
 def _dtype(op: Any) -> str:
-    """The widest of the layer's runtime precision and its two operands' types."""
+    """The widest of the layer's runtime precision and its two operands' types; INT4 where weights are stored in it."""
     operands = [str(operand.get_element_type().get_type_name()) for operand in op.inputs()[:2]]
+    if _DTYPES.get(operands[-1]) == "int4":
+        return "int4"
     names = [_DTYPES.get(name, name) for name in (_rt(op, "runtimePrecision"), *operands)]
     return max(names, key=lambda dtype: receipt.WIDTH.get(dtype, 64))
 

@@ -7,6 +7,8 @@ from collections.abc import Container, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from tlexport import origin
+
 WIDTH = {"fp32": 32, "tf32": 19, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}
 
 
@@ -51,15 +53,17 @@ class Receipt(BaseModel):
         return _by_node(self.expected, self.layers)
 
 
-def make(source: str, expected: Mapping[str, str], layers: list[Layer]) -> Receipt:
-    """Hold the layers against what the graph asks for.
+def make(
+    source: str, expected: Mapping[str, str], layers: list[Layer], modules: Mapping[str, str]
+) -> Receipt:
+    """Hold the layers against what the graph asks for. `modules`: node -> where it is in the PyTorch model, as far as known.
 
     A node that is missing from the layers is a disagreement too: what cannot be read back is not claimed. A graph
     without compute nodes (trees) asks for no precision of a product, so that none can be missed.
     """
     built = _by_node(expected, layers)
     wrong = [
-        f"{node}: asked {dtype}, built {built.get(node, 'not found in the artifact')}"
+        f"{origin.named(node, modules.get(node, ''))}: asked {dtype}, built {built.get(node, 'not found in the artifact')}"
         for node, dtype in expected.items()
         if built.get(node) != dtype
     ]

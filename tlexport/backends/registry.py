@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import Artifact, Backend, isolation, ort, ov, trt
-from tlexport.errors import CompileError
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Backend,
+    Options,
+    inductor,
+    isolation,
+    ort,
+    ov,
+    trt,
+    unheard,
+)
+from tlexport.errors import CompileError, NoCompilerError, NotInstalledError
+from tlexport.recipe import AUTO
 from tlexport.run import replacing
 from tlexport.tensors import Profile
 
@@ -18,7 +32,31 @@ BACKENDS: dict[str, Backend] = {
     ov.NAME: ov,
     trt.RTX.NAME: trt.RTX,
     trt.TENSORRT.NAME: trt.TENSORRT,
+    inductor.NAME: inductor,
 }
+SLOW = (inductor.NAME,)  # to compile: half a minute for a ResNet-18, where the others take a second
+
+
+def chosen(names: Sequence[str]) -> dict[str, Backend]:
+    """The backends of `compile.backends`, in their order here; `auto` stands for all that compile in seconds.
+
+    Raises CompileError for an unknown name, and for one that is asked for by name and can build nothing here; where it is
+    a package or a compiler that is missing, NotInstalledError.
+    """
+    for name in names:
+        if name != AUTO:
+            _require_usable(name)
+    quick = [name for name in BACKENDS if name not in SLOW] if AUTO in names else []
+    return {name: backend for name, backend in BACKENDS.items() if name in {*names, *quick}}
+
+
+def _require_usable(name: str) -> None:
+    found = get(name).availability()
+    if not found.installed:
+        raise NotInstalledError(f"backend {name!r}", get(name).EXTRA, found.note)
+    if not found.builds:
+        missing = NoCompilerError(f"backend {name!r}") if name == inductor.NAME else None
+        raise missing or CompileError(f"backend {name!r} can build nothing here ({found.note})")
 
 
 def get(name: str) -> Backend:
@@ -36,11 +74,22 @@ def build(
     profile: Profile,
     expected: Mapping[str, str],
     timeout: float = 1800.0,
+    *,
+    options: Options = DEFAULTS,
 ) -> Artifact:
-    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash."""
-    what = f"{name}: compiling {graph.name} for {target}"
+    """Backend.build in a child process, `timeout` in seconds. Raises what it raises, and BackendCrash.
+
+    `options.report` is called in this process; `options.network` in the child, so it must be of module level there: a
+    function, or a partial of one.
+    """
+    silent = dataclasses.replace(options, report=unheard)
     return isolation.call(
-        _build, name, graph, out, target, profile, dict(expected), timeout=timeout, what=what
+        _build,
+        *(name, graph, out, target, profile, dict(expected), silent),
+        timeout=timeout,
+        limit="compile.timeout",
+        what=f"{name}: compiling {graph.name} for {target}",
+        progress=options.report,
     )
 
 
@@ -55,6 +104,7 @@ def predict(
     threads: int | None = None,
     device: str = "cpu",
     judge: bool = False,
+    options: Options = DEFAULTS,
     timeout: float = 3600.0,
 ) -> str:
     """Run an artifact over a whole array in a child process and return where it ran (Runner.provider).
@@ -68,16 +118,25 @@ def predict(
     what = f"{name}: running {artifact.name} over {inputs.name}"
     return isolation.call(
         _predict,
-        *(name, artifact, inputs, output, input_names, batch_size, threads, device, judge),
+        *(name, artifact, inputs, output, input_names, batch_size),
+        {"threads": threads, "device": device, "judge": judge, "options": options},
         timeout=timeout,
         what=what,
     )
 
 
 def _build(
-    name: str, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+    name: str,
+    graph: Path,
+    out: Path,
+    target: str,
+    profile: Profile,
+    expected: Mapping[str, str],
+    options: Options,
+    report: isolation.Report,
 ) -> Artifact:
-    return get(name).build(graph, out, target, profile, expected)
+    heard = dataclasses.replace(options, report=report)
+    return get(name).build(graph, out, target, profile, expected, heard)
 
 
 def _predict(
@@ -87,12 +146,11 @@ def _predict(
     output: Path,
     input_names: tuple[str, ...],
     batch_size: int,
-    threads: int,
-    device: str,
-    judge: bool,
+    settings: dict[str, Any],
 ) -> str:
+    """`settings` are the runner's."""
     samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
-    with get(name).runner(artifact, threads=threads, device=device, judge=judge) as runner:
+    with get(name).runner(artifact, **settings) as runner:
         results: list[np.ndarray] = []
         for start in range(0, len(samples), batch_size):
             outputs = runner.run(tensors.named(samples[start : start + batch_size], input_names))

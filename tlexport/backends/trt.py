@@ -18,24 +18,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Artifact, Availability, Bound, Runner, Tensors, gpu, receipt, typed
+from tlexport.backends import (
+    DEFAULTS,
+    Artifact,
+    Availability,
+    Bound,
+    Options,
+    Runner,
+    Tensors,
+    capabilities,
+    gpu,
+    receipt,
+    trt_options,
+    trt_progress,
+    typed,
+)
 from tlexport.backends.trt_log import read_layers
 from tlexport.errors import CompileError, NotInstalledError
+from tlexport.recipe import TensorRT
 from tlexport.run import replacing
 from tlexport.targets import CAPABILITIES
 from tlexport.tensors import Profile
 
 if TYPE_CHECKING:
     import torch
-
-# What TensorRT-RTX 1.7 was seen to do with typed graphs for each capability, by precision.
-_RTX_REFUSALS = {
-    ("sm75", "fp32"): "TensorRT-RTX compiles no FP32 matrix products (Gemm, MatMul) for SM75; use fp16 there",
-    ("sm75", "int8"): "TensorRT-RTX computes INT8 convolutions in floating point for SM75; use fp16 there",
-}
-_RTX_ADVICE = (
-    ("FP32 GEMM is not supported", "TensorRT-RTX has no FP32 matrix products for SM75: use fp16 there"),
-)
 
 
 @dataclass
@@ -64,11 +70,12 @@ class Flavour:
             if here
             else f"no NVIDIA GPU here: engines are {'built but not run' if self.crosses else 'not built'}"
         )
-        return Availability(True, trt.__version__, builds=builds, runs=own, note=note)
+        options = trt_options.supported(self.NAME)
+        return Availability(True, trt.__version__, builds=builds, runs=own, note=note, options=options)
 
     def refusal(self, target: str, precision: str) -> str:
-        if target == "cpu":
-            return f"{self.NAME} builds for NVIDIA GPUs only; for the cpu use onnxruntime or openvino"
+        if reason := capabilities.refusal(self.NAME, target, precision):
+            return reason
         if not self.crosses:
             here = gpu.capability()
             found = f"this machine has {here}" if here else "this machine has no NVIDIA GPU"
@@ -78,37 +85,65 @@ class Flavour:
                 else f"TensorRT builds only for the GPU it runs on: {found}, not {target}"
             )
         if target not in (known := self._ahead_of_time()):
-            return f"TensorRT-RTX cannot compile ahead of time for {target} (it can for {', '.join(known)})"
-        return _RTX_REFUSALS.get((target, precision), "")
+            return f"this TensorRT-RTX ({self._library().__version__}) does not compile for {target} (it does for {', '.join(known)})"
+        return ""
 
     def build(
-        self, graph: Path, out: Path, target: str, profile: Profile, expected: Mapping[str, str]
+        self,
+        graph: Path,
+        out: Path,
+        target: str,
+        profile: Profile,
+        expected: Mapping[str, str],
+        options: Options = DEFAULTS,
     ) -> Artifact:
-        """Compile `graph` for `target`. Raises CompileError with the parser's or compiler's own words."""
+        """Compile `graph` for `target`. Raises CompileError with the parser's or compiler's own words, and for an
+        option that the library cannot honour.
+
+        With TF32 allowed a product in FP32 may be done in it, so TF32 is what the receipt then asks for and claims.
+        """
         trt = self._library()
-        if reason := self.refusal(target, ""):
+        asked = options.tensorrt
+        if reason := self.refusal(target, "") or trt_options.refusal(self.NAME, asked):
             raise CompileError(reason)
         typed.require_standard(graph, self.NAME)
         log = _log(trt)
         builder = trt.Builder(log)
+        options.report("reading the graph", 0.0)
         network = _parse(trt, builder, log, graph)
-        config = self._config(trt, builder, target)
+        config = self._config(trt, builder, log, target, asked)
         config.add_optimization_profile(_optimization_profile(builder, network, profile))
-        engine = builder.build_serialized_network(network, config)
-        if engine is None:
-            raise CompileError(_failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors))
+        monitor = trt_progress.monitor(trt, options.report)
+        config.progress_monitor = monitor
+        with trt_options.timing_cache(config, asked):
+            engine = builder.build_serialized_network(network, config)
+            if engine is None:
+                failure = _failure(f"{self.NAME} cannot compile {graph} for {target}", log.errors)
+                raise CompileError(typed.explained(failure + trt_options.advice(asked, log.errors), graph))
+        options.report("reading the log", 1.0)
         layers = read_layers(log.layers)
+        if asked.tf32:
+            expected = {node: "tf32" if dtype == "fp32" else dtype for node, dtype in expected.items()}
+            layers = [_in_tf32(layer) for layer in layers]
         with replacing(out) as partial:
             partial.write_bytes(memoryview(engine))
-        return Artifact(out, receipt.make(f"{self.NAME} {trt.__version__} build log", expected, layers))
+        source = f"{self.NAME} {trt.__version__} build log"
+        return Artifact(out, receipt.make(source, expected, layers, typed.modules(graph)))
 
     @contextlib.contextmanager
     def runner(
-        self, artifact: Path, *, threads: int, device: str = "cuda", judge: bool = False
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        device: str = "cuda",
+        judge: bool = False,
+        options: Options = DEFAULTS,
     ) -> Iterator[Runner]:
         """Load an engine on the first GPU. `threads` and `judge` change nothing: an engine is fixed.
 
-        Loading executes what is in the file: call it only for engines whose hash was checked.
+        Loading executes what is in the file: call it only for engines whose hash was checked. Raises CompileError
+        if there is no GPU, or the engine is not for it, or holds no weights.
         """
         trt = self._library()
         if device != "cuda":
@@ -118,10 +153,17 @@ class Flavour:
                 f"{artifact} needs an NVIDIA GPU to run and this machine has none; it can only be built here"
             )
         log = _log(trt)
-        engine = trt.Runtime(log).deserialize_cuda_engine(artifact.read_bytes())
+        runtime = trt.Runtime(log)
+        runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime as code
+        engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
         if engine is None:
             raise CompileError(_failure(f"{self.NAME} cannot load {artifact} on {here}", log.errors))
-        yield _EngineRunner(trt, engine, engine.create_execution_context(), f"{self.NAME} on {here}")
+        if engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) > 0:
+            raise CompileError(
+                f"{artifact} was built without its weights (tensorrt.strip_weights): refit it before it runs"
+            )
+        with trt_options.execution_context(engine, options.tensorrt) as context:
+            yield _EngineRunner(trt, engine, context, f"{self.NAME} on {here}")
 
     def _library(self) -> Any:
         if importlib.util.find_spec(self.module) is None:
@@ -133,14 +175,17 @@ class Flavour:
             name for name in CAPABILITIES if hasattr(self._library().ComputeCapability, name.upper())
         )
 
-    def _config(self, trt: Any, builder: Any, target: str) -> Any:
-        """Full FP32 rather than TF32, and the layers' types written to the log."""
+    def _config(self, trt: Any, builder: Any, log: Any, target: str, options: TensorRT) -> Any:
+        """Target and options, and the layers' types written to the log. Raises CompileError with what the library minds."""
+        before = len(log.errors)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.clear_flag(trt.BuilderFlag.TF32)
         if self.crosses:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+        trt_options.apply(trt, config, options)
+        if wrong := log.errors[before:]:
+            raise CompileError(_failure(f"{self.NAME} refuses its settings for {target}", wrong))
         return config
 
 
@@ -235,8 +280,13 @@ def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> Any:
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()}" if e.node_name() else e.desc()
             for e in errors
         ]
-        raise CompileError(_failure(f"{trt.__name__} cannot read {graph}", found))
+        text = _failure(f"{trt.__name__} cannot read {graph}", found)
+        raise CompileError(typed.explained(text, graph))
     return network
+
+
+def _in_tf32(layer: receipt.Layer) -> receipt.Layer:
+    return layer.model_copy(update={"dtype": "tf32"}) if layer.dtype == "fp32" and layer.nodes else layer
 
 
 def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
@@ -256,7 +306,6 @@ def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 
 def _failure(what: str, messages: list[str]) -> str:
-    advice = [words for sign, words in _RTX_ADVICE if any(sign in message for message in messages)]
     return f"{what}: {'; '.join(messages) or 'no reason was given'}" + "".join(
-        f" ({words})" for words in advice
+        f" ({words})" for words in capabilities.advice(messages)
     )

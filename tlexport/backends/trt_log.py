@@ -34,17 +34,25 @@ _GENERATED = (
 def read_layers(log: str) -> list[receipt.Layer]:
     """Parse the `Layers:` message of a DETAILED build.
 
-    A node belongs to the layer that does its product. Casts, scalings and activations around it are generated
-    kernels whose metadata names it too: they count only for nodes that no product layer has (fused attention).
+    A node belongs to the layer that does its product, or that holds its INT4 weights. Casts, scalings and activations
+    around it are generated kernels whose metadata names it too: they count only for nodes that no such layer has
+    (fused attention).
     """
     parsed = [match for line in log.splitlines() if (match := _LAYER.fullmatch(line.strip()))]
-    owned = {node for match in parsed if _PRODUCT.search(match["kind"]) for node in _named(match)}
+    owned = {
+        node
+        for match in parsed
+        if _PRODUCT.search(match["kind"]) or _weights_dtype(match) == "int4"
+        for node in _named(match)
+    }
     return [_layer(match, owned) for match in parsed]
 
 
 def _layer(match: re.Match[str], owned: set[str]) -> receipt.Layer:
     if _PRODUCT.search(match["kind"]):
         dtype, nodes = _product_dtype(match), _named(match)
+    elif match["kind"] in _GENERATED and _weights_dtype(match) == "int4":
+        dtype, nodes = "int4", _named(match)
     elif match["kind"] in _GENERATED:
         dtype, nodes = _generated_dtype(match), tuple(node for node in _named(match) if node not in owned)
     else:
@@ -55,14 +63,23 @@ def _layer(match: re.Match[str], owned: set[str]) -> receipt.Layer:
 def _product_dtype(match: re.Match[str]) -> str:
     """The wider of the first input and the weights: the largest constant, or for two activations the other input.
 
-    Other inputs (a residual) and small constants (bias, scales) stay FP32 in an INT8 product.
+    Other inputs (a residual) and small constants (bias, scales) stay FP32 in an INT8 product. INT4 is what weights are
+    stored in: the first input is a float then.
     """
+    if _weights_dtype(match) == "int4":
+        return "int4"
     first, *others = [dtype for dtype, _ in _tensors(match["inputs"])] or [""]
     if listed := _LISTED_WEIGHTS.search(match["rest"]):
         return _widest([first, _dtype(listed[1])])
     constants = [(math.prod(shape), dtype) for dtype, shape in _tensors(match["constants"])]
     size, weights = max(constants, default=(0, ""))
     return _widest([first, weights if size > 1 else (others or [first])[0]])
+
+
+def _weights_dtype(match: re.Match[str]) -> str:
+    """The dtype of a layer's largest constant, its weights if it has any; the scales of INT4 weights are smaller."""
+    constants = [(math.prod(shape), dtype) for dtype, shape in _tensors(match["constants"])]
+    return max(constants, default=(0, ""))[1]
 
 
 def _generated_dtype(match: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ def passes(variant: Variant) -> bool:
 
 
 def choose(target: str, variants: tuple[Variant, ...]) -> Chosen:
-    """The fastest measured variant by median latency at batch 1; where none could run here, the smallest artifact.
+    """The fastest measured variant by median latency at batch 1; where none could run here, the cheapest by the cost model.
 
     Raises GateError if none passes.
     """
@@ -39,12 +39,57 @@ def choose(target: str, variants: tuple[Variant, ...]) -> Chosen:
         beside = "" if best.speedup is None else f", {best.speedup:.2f}x torch eager"
         against = f"; next {others[0].name} at {shown(others[0].p50_ms)}" if others else ""
         return Chosen(best, f"fastest of {len(timed)} passing: p50 {shown(best.p50_ms)}{beside}{against}")
-    best = min(candidates, key=lambda v: (v.size_bytes or 0, v.name))
-    return Chosen(
-        best,
-        f"smallest of {len(candidates)} within the gates ({(best.size_bytes or 0) / 1e6:.1f} MB); "
-        f"its latency was not measured: no {target} here",
+    best = min(candidates, key=lambda v: (*_rank(v), v.size_bytes or 0, v.name))
+    size = f"{(best.size_bytes or 0) / 1e6:.1f} MB"
+    cost = (
+        f"cheapest by the cost model ({shown(best.cost_ms)}, {size})"
+        if best.cost_ms
+        else f"smallest ({size})"
     )
+    return Chosen(
+        best, f"{cost} of {len(candidates)} within the gates; its latency was not measured: no {target} here"
+    )
+
+
+def losers(target: str, variants: tuple[Variant, ...], chosen: Variant) -> dict[str, str]:
+    """Every other variant of the target -> why it was not chosen, in one line."""
+    return {v.name: _why_not(v, chosen) for v in variants if v.target == target and v.name != chosen.name}
+
+
+def _why_not(variant: Variant, chosen: Variant) -> str:
+    if not passes(variant):
+        return f"{variant.verdict}: {variant.reason}" if variant.reason else variant.verdict
+    if variant.dropped:
+        return f"not timed to the end: {variant.dropped}"
+    if variant.p50_ms is not None and chosen.p50_ms:
+        return f"{variant.p50_ms / chosen.p50_ms:.2f}x the time: p50 {shown(variant.p50_ms)}"
+    if variant.cost_ms and chosen.cost_ms and variant.cost_ms != chosen.cost_ms:
+        return f"{variant.cost_ms / chosen.cost_ms:.2f}x the cost by the model, {(variant.size_bytes or 0) / 1e6:.1f} MB"
+    return f"no cheaper by the model, {(variant.size_bytes or 0) / 1e6:.1f} MB"
+
+
+def front(variants: tuple[Variant, ...]) -> tuple[str, ...]:
+    """Names of the compiled variants that no other one for the same target beats: in drop, time and size at once.
+
+    Time is the median latency where it was measured; a target that is not here has the cost model for all its variants.
+    """
+    known = [v for v in variants if v.drop_high is not None and v.file is not None and not v.dropped]
+    return tuple(
+        v.name for v in known if not any(_beats(other, v) for other in known if other.target == v.target)
+    )
+
+
+def _beats(one: Variant, other: Variant) -> bool:
+    """Nowhere worse and somewhere better."""
+    ours, theirs = (((v.drop_high or 0.0), *_rank(v), v.size_bytes or 0) for v in (one, other))
+    return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+
+def _rank(variant: Variant) -> tuple[float, float]:
+    """Measured before modelled, and less before more."""
+    if variant.p50_ms is not None:
+        return 0.0, variant.p50_ms
+    return 1.0, variant.cost_ms or 0.0
 
 
 def shown(ms: float | None) -> str:

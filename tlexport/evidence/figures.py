@@ -44,6 +44,45 @@ def dot_intervals(rows: Sequence[Mapping[str, object]], gate: float | None) -> s
     return _svg(ROW * len(drawn) + AXIS, parts, "drop of each variant with its interval")
 
 
+def front(points: Sequence[Mapping[str, object]], gate: float | None, across: str) -> str:
+    """One mark a candidate: time across, drop at worst upward, the area its size; those on the Pareto front are joined.
+
+    points: name, time, drop_high, size_bytes (numbers or None), verdict, front (bool). `across` says what time is.
+    """
+    drawn = [(p, v) for p in points if (v := _numbers(p, "time", "drop_high", "size_bytes")) and v[0] > 0]
+    if not drawn:
+        return ""
+    height, drops = 300, [v[1] for _, v in drawn] + [0.0] + ([gate] if gate is not None else [])
+    times, largest = [v[0] for _, v in drawn], max(v[2] for _, v in drawn)
+    linear = _linear(math.log10(min(times)), math.log10(max(times)), 70, WIDTH - 150)
+    down = _linear(min(drops), max(drops), height - AXIS - 10, 16)
+    parts: list[str] = []
+    for value in _ticks(min(drops), max(drops), 5):
+        parts += [
+            _line(70, down(value), WIDTH - 150, down(value), "grid"),
+            _text(64, down(value) + 4, f"{value:g}", "end"),
+        ]
+    if gate is not None:
+        parts.append(_line(70, down(gate), WIDTH - 150, down(gate), "gate"))
+    best = sorted((linear(math.log10(v[0])), down(v[1])) for p, v in drawn if p.get("front"))
+    if len(best) > 1:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in best)
+        parts.append(f'<polyline class="curve" fill="none" points="{path}"/>')
+    for point, (time, drop, size) in drawn:
+        x, y, radius = linear(math.log10(time)), down(drop), 3 + 7 * math.sqrt(size / max(largest, 1))
+        kind = verdict_kind(str(point.get("verdict", "")))
+        title = f"{point['name']}: {time:.3g} ms, drop at worst {drop:.4f}, {size / 1e6:.1f} MB"
+        parts.append(
+            f"<g><title>{escape(title)}</title>"
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill-opacity="0.45"/></g>'
+        )
+        if point.get("front"):
+            parts.append(_text(x + radius + 4, y + 4, str(point["name"]), "start"))
+    scale: Scale = lambda ms: linear(math.log10(ms))  # noqa: E731
+    parts += _axis(scale, _log_ticks(min(times), max(times)), height - AXIS, across)
+    return _svg(height, parts, "drop and time of every candidate")
+
+
 def latency_strips(samples: Mapping[str, Sequence[float]]) -> str:
     """One row a variant on a logarithmic axis: every timed call as a tick, the median as a bar."""
     rows = {

@@ -5,6 +5,8 @@
     name description          str
     variants reference        results.Variant as dicts: a list, and one
     chosen                    {target: variant's name}
+    front                     list of str: variants on the Pareto front
+    searches                  list of results.GraphSearch as dicts
     gates                     {max_drop, ...}: limits
     withheld                  list of str: percentiles not stated, and why
     latency_ms                {variant's name: [ms, ...]}: timed calls
@@ -85,6 +87,7 @@ circle.end { fill: var(--accent); }
   .scroll { overflow: visible; }
 }
 """
+LAYERS_SHOWN = 20  # of a search, the most harmful
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -96,6 +99,8 @@ def render(document: Mapping[str, Any]) -> str:
         _variants(document),
         _baselines(document),
         _drops(document),
+        _front(document),
+        _searches(document),
         _latency(document),
         _training(document),
         _facts(
@@ -202,6 +207,74 @@ def _drops(document: Mapping[str, Any]) -> str:
     gates = _present(document.get("gates") or {})
     figure = figures.dot_intervals(document["variants"], gates.get("max_drop"))
     return _section("Drop against the gate", figure) + _facts("Gates", gates)
+
+
+def _front(document: Mapping[str, Any]) -> str:
+    """Drop against time, one panel a target: measured where it runs here, else by the cost model, and said so."""
+    best = set(document.get("front") or [])
+    targets = dict.fromkeys(str(v.get("target")) for v in document["variants"])
+    panels = []
+    for target in targets:
+        own = [v for v in document["variants"] if v.get("target") == target]
+        measured = any(v.get("p50_ms") is not None for v in own)
+        key, words = (
+            ("p50_ms", "median latency") if measured else ("cost_ms", "by the cost model, not measured")
+        )
+        points = [{**v, "time": v.get(key), "front": v.get("name") in best} for v in own]
+        panels.append(figures.front(points, None, f"{target}: milliseconds a sample, {words}; area: size"))
+    return _section("Drop and time: the front that nothing beats", "".join(panels))
+
+
+def _searches(document: Mapping[str, Any]) -> str:
+    """How each typed graph was brought within the budget, and what its layers cost."""
+    return "".join(_search(found) for found in document.get("searches") or [])
+
+
+def _search(found: Mapping[str, Any]) -> str:
+    trials = found.get("trials") or []
+    points = [
+        {
+            "name": f"{trial['step']} ({len(trial['kept'])} in FP32)",
+            "time": trial["cost_ms"],
+            "drop_high": trial["drop_high"],
+            "size_bytes": trial["size_bytes"],
+            "verdict": "pass" if trial["within"] else "fail",
+            "front": trial["kept"] == found.get("kept") and trial["within"],
+        }
+        for trial in trials
+    ]
+    words = (
+        f"Budget {_number(found.get('budget'), '{:.4g}')} on {found.get('samples')} validation samples, "
+        f"{_number(found.get('evaluations'), '{:g}')} evaluations; times by the cost model ({found.get('cost_model')}), not measured."
+    )
+    figure = figures.front(
+        points, found.get("budget"), "milliseconds a sample by the cost model; dashed: the budget"
+    )
+    layers = [
+        {
+            "layers": " ".join(layer["layers"]),
+            "noise": layer["noise"],
+            "share of the operations": layer["macs"],
+            "left in FP32": layer["kept"],
+        }
+        for layer in (found.get("layers") or [])[:LAYERS_SHOWN]
+    ]
+    return _section(
+        f"Search: {found.get('graph')}",
+        f'<p class="quiet">{escape(words)} {escape(str(found.get("note") or ""))}</p>{figure}{_rows(layers)}',
+    )
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys under their names."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(str(key))}</th>" for key in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_text(value))}</td>" for value in row.values()) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _latency(document: Mapping[str, Any]) -> str:

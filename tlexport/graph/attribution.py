@@ -13,11 +13,16 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from tlexport import cores
 from tlexport.graph import inspect
-from tlexport.graph.cast import LARGEST
 
 OUTLIER = 8.0  # times the median channel: it leaves that one 16 of 127 levels, 24 dB
 CLIPPED = 1e-2  # of a tensor's squared values: more lies in what is cut off than the rounding of 8 bits costs
 STEPS = 1.5  # of the grid: a learnt rounding moves a weight by less than one
+
+# Type -> its name, largest number, bits of precision (ONNX's operator specification of Cast).
+HALVES: dict[int, tuple[str, float, int]] = {
+    TensorProto.FLOAT16: ("FP16", 65504.0, 11),
+    TensorProto.BFLOAT16: ("BF16", 3.3895e38, 8),
+}
 
 Batches = Sequence[Mapping[str, np.ndarray]]
 Executable = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -40,7 +45,7 @@ def ratios(
 ) -> list[LayerRatio]:
     """Each layer that makes a float tensor of the same name in both graphs, in the FP32 graph's order. Errors accumulate."""
     ours, theirs = inspect.element_types(model), inspect.element_types(typed)
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    floats = (TensorProto.FLOAT, *HALVES)
     layers = [
         node
         for node in model.graph.node
@@ -73,8 +78,9 @@ def cause(model: onnx.ModelProto, typed: onnx.ModelProto, layer: str, batches: B
         return found
     tensors = [name for name in (node.input[0], node.output[0]) if _is_float(model, name)]
     seen = _observed(model, tensors, batches)
-    if TensorProto.FLOAT16 in {inspect.element_types(typed)[name] for name in typed_node.output}:
-        return _beyond_half(node, seen)
+    kind = inspect.element_types(typed)[typed_node.output[0]]
+    if kind in HALVES:
+        return _beyond_half(node, seen, *HALVES[kind])
     grid = _grid(typed, typed_node.input[0])
     return _on_the_grid(node, seen, grid) or "its tensors are spread so that 8 bits resolve them badly"
 
@@ -100,12 +106,12 @@ def _on_the_grid(node: NodeProto, seen: Mapping[str, _Channels], grid: tuple[flo
     return ""
 
 
-def _beyond_half(node: NodeProto, seen: Mapping[str, _Channels]) -> str:
+def _beyond_half(node: NodeProto, seen: Mapping[str, _Channels], name: str, largest: float, bits: int) -> str:
     where = {"input": seen.get(node.input[0]), "output": seen.get(node.output[0])}
-    for name, channels in where.items():
-        if channels is not None and (top := float(channels.largest.max())) > LARGEST:
-            return f"its {name} reaches {top:.4g}, beyond FP16's {LARGEST:.0f}"
-    return "its sums lose what FP16's 11 bits do not hold"
+    for side, channels in where.items():
+        if channels is not None and (top := float(channels.largest.max())) > largest:
+            return f"its {side} reaches {top:.4g}, beyond {name}'s {largest:.5g}"
+    return f"it loses what {name}'s {bits} bits of precision do not hold"
 
 
 def _foreign_weights(

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import onnx
 
-from tlexport import cores
+from tlexport import cores, origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 
@@ -166,10 +166,9 @@ def _x_log_x(counts: np.ndarray) -> np.ndarray:
 
 def _unbounded(model: onnx.ModelProto, name: str, values: np.ndarray) -> str:
     """Why a tensor has no range, with the product it is a factor of."""
-    readers = [
-        node.name for node in model.graph.node if name in node.input and node.op_type in inspect.COMPUTE
-    ]
-    factor = f", a factor of {readers[0]!r}," if readers else ""
+    readers = [node for node in model.graph.node if name in node.input and node.op_type in inspect.COMPUTE]
+    where = origin.named(readers[0].name, origin.module(readers[0])) if readers else ""
+    factor = f", a factor of {where!r}," if readers else ""
     nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
     return (
         f"tensor {name!r}{factor} holds {nan} NaN and {infinite} infinite values of {values.size} on the calibration "

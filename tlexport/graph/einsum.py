@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 
 _ADVICE = "write it with torch.matmul, or as a multiplication and a sum"
@@ -79,6 +80,12 @@ class _Rewriting:
         if node.op_type != "Einsum":
             self.nodes.append(node)
             return
+        before = len(self.nodes)
+        self._rewrite(node)
+        for made in self.nodes[before:]:
+            origin.set_module(made, origin.module(node))
+
+    def _rewrite(self, node: NodeProto) -> None:
         left, right, product = self._read(node)
         name = node.output[0]
         batch, summed = product.batch, product.summed
@@ -132,7 +139,8 @@ class _Rewriting:
             several = len(product.own(product.right, product.left)) > 1
             if product.is_one_matmul() and (node.input[second] in self.constants or not several):
                 return node.input[first], node.input[second], product
-        raise ExportError(f"einsum {equation!r} is not one matrix product; {_ADVICE}")
+        where = origin.named(node.name or node.output[0], origin.module(node))
+        raise ExportError(f"einsum {equation!r} of {where} is not one matrix product; {_ADVICE}")
 
     def _arranged(self, value: str, indices: str, wanted: str, name: str) -> str:
         if indices == wanted:

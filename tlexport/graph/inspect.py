@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 from pydantic import BaseModel, ConfigDict
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.tensors import TensorSpec
 
@@ -26,6 +28,14 @@ _PRECISION: dict[int, str] = {
     TensorProto.INT32: "int32",
     TensorProto.INT64: "int64",
 }
+_FEWER_BITS: dict[int, str] = {  # what DequantizeLinear reads
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.FLOAT8E5M2: "fp8",
+    TensorProto.INT4: "int4",
+    TensorProto.UINT4: "int4",
+}
 
 
 class Summary(BaseModel):
@@ -40,10 +50,12 @@ class Summary(BaseModel):
 
 
 def compute_dtypes(model: onnx.ModelProto) -> dict[str, str]:
-    """Name of each Conv, ConvTranspose, Gemm and MatMul -> `fp32`, `fp16` or `int8` (rarely `bf16`, `fp64`, `int32` ...).
+    """Name of each Conv, ConvTranspose, Gemm and MatMul -> `fp32`, `fp16`, `bf16`, `int8`, `fp8` or `int4` (rarely `fp64`, `int32` ...).
 
-    A node is `int8` if both its factors come from 8-bit integers through DequantizeLinear, with nothing
-    but layout changes (Reshape, Transpose ...) in between; else it computes in the type of its output. A graph of trees has none.
+    A node is `int8` (`fp8`) if both its factors come from 8-bit integers (floats) through DequantizeLinear, with nothing
+    but layout changes (Reshape, Transpose ...) in between, and `int4` if one comes from 4-bit integers and the other is a
+    float: weights are stored in 4 bits, and the product is computed in floats. Else it computes in the type of its
+    output. A graph of trees has none.
     """
     if all(node.op_type not in COMPUTE for node in model.graph.node):
         return {}  # a tree or a linear model in operators of its own, whose types ONNX does not always infer
@@ -52,8 +64,9 @@ def compute_dtypes(model: onnx.ModelProto) -> dict[str, str]:
     dtypes: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type in COMPUTE:
-            integers = all(_dequantised(factor, producers, types) for factor in node.input[:2])
-            dtypes[node.name] = "int8" if integers else _PRECISION[types[node.output[0]]]
+            stored = sorted(_dequantised(factor, producers, types) for factor in node.input[:2])
+            one = stored[0] == stored[1] in ("int8", "fp8") or stored == ["", "int4"]
+            dtypes[node.name] = stored[1] if one else _PRECISION[types[node.output[0]]]
     return dtypes
 
 
@@ -97,9 +110,8 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     try:
         graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(
-            f"the graph's types and shapes do not fit together: {str(error).strip()}"
-        ) from error
+        told = origin.explained(str(error).strip(), model)
+        raise ExportError(f"the graph's types and shapes do not fit together: {told}") from error
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*graph.input, *graph.value_info, *graph.output)
@@ -107,37 +119,49 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     untyped = [node.name for node in graph.node for output in node.output if output and not types.get(output)]
     if untyped:
-        raise ExportError(f"ONNX cannot tell the output type of {_some(untyped)}")
+        raise ExportError(f"ONNX cannot tell the output type of {origin.listed(model, untyped)}")
     return types
+
+
+def require_nodes(dtypes: Mapping[str, str], names: Collection[str]) -> None:
+    """Raise ExportError if one of `names` is none of the compute nodes, the keys of `dtypes`."""
+    if unknown := sorted(set(names) - set(dtypes)):
+        raise ExportError(
+            f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)"
+        )
+
+
+def require_valid(model: onnx.ModelProto) -> None:
+    """Raise ExportError unless ONNX's checker accepts the graph."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error
 
 
 def require_loadable(model: onnx.ModelProto) -> None:
     """Raise ExportError unless ONNX's checker and ONNX Runtime both accept the graph."""
     import onnxruntime as ort
 
+    require_valid(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        onnx.checker.check_model(model)
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors share no narrower base
-        raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error
+        told = origin.explained(str(error).strip().splitlines()[0], model)
+        raise ExportError(f"the graph is not valid: {told}") from error
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _dequantised(value: str, producers: dict[str, onnx.NodeProto], types: dict[str, int]) -> bool:
+def _dequantised(value: str, producers: dict[str, onnx.NodeProto], types: dict[str, int]) -> str:
+    """The precision that a factor was stored in before a DequantizeLinear; empty if none made it, or one of other types."""
     node = producers.get(value)
     while node is not None and node.op_type in _LAYOUT_ONLY:
         node = producers.get(node.input[0])
-    return (
-        node is not None
-        and node.op_type == "DequantizeLinear"
-        and types[node.input[0]] in (TensorProto.INT8, TensorProto.UINT8)
-    )
+    if node is None or node.op_type != "DequantizeLinear":
+        return ""
+    return _FEWER_BITS.get(types[node.input[0]], "")
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -1,28 +1,37 @@
-"""FP32 to INT8 by QuantizeLinear and DequantizeLinear pairs, in the form each family of backends computes fastest.
+"""FP32 to INT8 or FP8 by QuantizeLinear and DequantizeLinear pairs, in the form each family of backends computes fastest.
 
 `trt` (TensorRT, TensorRT-RTX): every factor of a compute node is symmetric S8, activations per tensor, weights per
 output channel; biases stay float. `cpu` (ONNX Runtime, OpenVINO): activations are U8 with a zero point and biases S32; a
 batch of weight matrices shares one scale. The outputs of convolutions, and of a Gemm with a Relu, are quantised too,
 because ONNX Runtime fuses these only between Q/DQ on both sides; products of two activations (attention) stay FP32, which
-OpenVINO runs faster and ONNX Runtime as fast.
+OpenVINO runs faster and ONNX Runtime as fast. `fp8` (TensorRT from SM89 on): as `trt`, on the grid of float8 E4M3
+(Micikevicius et al. 2022, arXiv:2209.05433), scaled so that the largest magnitude is its 448; convolutions whose
+kernels have more than 32 places stay FP32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 from tlexport.graph.calibration import Range
 
-Flavour = Literal["trt", "cpu"]
+Flavour = Literal["trt", "cpu", "fp8"]
 
+LARGEST_FP8 = 448.0  # of E4M3; beyond it there is only NaN
+MOST_TAPS_FP8 = (
+    32  # TensorRT-RTX 1.7 computes convolutions with larger kernels in FP32, whatever the graph says
+)
 LARGEST_BIAS = 2**31 - 2**10  # in 32 bits, with room for rounding in float32
 DEAD = 1e-12  # a largest magnitude below this is taken for zero; a scale made of it would underflow
 
@@ -52,54 +61,68 @@ def quantize(
     EfficientNet-Lite0 keeping the first or the last one in FP32 did not bring the output nearer to FP32's.
 
     `ranges` holds at least `tensors_to_calibrate(model, flavour)`. `reduce_range` keeps weights within 7 bits: needed
-    on x86 CPUs without VNNI, where the sum of two 8-bit products saturates at 16 bits.
+    on x86 CPUs without VNNI, where the sum of two 8-bit products saturates at 16 bits; of FP8 it is not asked.
 
-    Requires an FP32 graph. Raises ExportError if a range is missing, a name in `exclude` is not a compute node, or the
-    result breaks its promise: both factors of each quantised node dequantised, scales positive and finite.
+    Requires an FP32 graph, for `fp8` of opset 19 or later. Raises ExportError if a range is missing, a name in `exclude`
+    is not a compute node, or the result breaks its promise: both factors of each quantised node dequantised, scales
+    positive and finite.
     """
     _require_fp32(model, exclude)
     chosen = _chosen(model.graph, flavour, exclude)
     _require_finite(model, ranges, chosen)
     if not any(node.op_type in inspect.QUANTISABLE for node in model.graph.node):
-        raise ExportError(inspect.NO_PRODUCTS.format("INT8"))
+        raise ExportError(inspect.NO_PRODUCTS.format("FP8" if flavour == "fp8" else "INT8"))
     if not chosen:
         raise ExportError("there is no Conv, Gemm or MatMul left to quantise")
     activations = _activations(model.graph, flavour, chosen)
     if missing := [name for name in activations if name not in ranges]:
-        raise ExportError(
-            f"{len(missing)} of {len(activations)} tensors have no calibrated range: {', '.join(missing[:5])}"
-        )
-    to_grid = _symmetric if flavour == "trt" else _asymmetric
-    insertion = _Insertion(
-        model.graph, {name: to_grid(ranges[name]) for name in activations}, 63 if reduce_range else 127
-    )
+        shown = origin.explained(", ".join(missing[:5]), model)
+        raise ExportError(f"{len(missing)} of {len(activations)} tensors have no calibrated range: {shown}")
+    to_grid = {"trt": _symmetric, "cpu": _asymmetric, "fp8": _float8}[flavour]
+    grids = {name: to_grid(ranges[name]) for name in activations}
+    weights = Weights(np.int8, 63 if reduce_range else 127)
+    insertion = _Insertion(model.graph, grids, FP8_WEIGHTS if flavour == "fp8" else weights)
     for node in model.graph.node:
         if node.name in chosen:
             insertion.quantise(node, for_cpu=flavour == "cpu")
         else:
             insertion.copy(node, dequantised=flavour == "cpu" and node.name not in exclude)
+        insertion.place(origin.module(node))
     result = insertion.applied_to(model)
-    _ensure_quantised(result, chosen)
+    _ensure_quantised(result, chosen, "fp8" if flavour == "fp8" else "int8")
     return result
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Real value = scale * (integer - zero_point); scalars, or vectors [channels] along `axis`."""
+    """Real value = scale * (stored - zero_point); scalars, or vectors [channels] along `axis`."""
 
     scale: np.ndarray  # float32
-    zero_point: np.ndarray  # int8, uint8 or int32
+    zero_point: np.ndarray  # int8, uint8, int32 or float8 E4M3, which is the stored values' type
     axis: int | None = None
 
-    def quantise(self, values: np.ndarray, largest: int) -> np.ndarray:
-        """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`."""
+    def quantise(self, values: np.ndarray, largest: float) -> np.ndarray:
+        """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`; halves go to even."""
         shape = (
             [1] * values.ndim
             if self.axis is None
             else [-1 if d == self.axis else 1 for d in range(values.ndim)]
         )
-        steps = np.rint(values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape))
+        steps = values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape)
+        if np.issubdtype(self.zero_point.dtype, np.integer):
+            steps = np.rint(steps)
         return np.clip(steps, -largest, largest).astype(self.zero_point.dtype)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What constant factors are stored as, symmetric around zero."""
+
+    dtype: type
+    largest: float
+
+
+FP8_WEIGHTS = Weights(ml_dtypes.float8_e4m3fn, LARGEST_FP8)
 
 
 def _symmetric(interval: Range) -> Grid:
@@ -113,7 +136,11 @@ def _asymmetric(interval: Range) -> Grid:
     return Grid(scale, np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
 
 
-def _step(magnitude: np.ndarray | float, levels: int) -> np.ndarray:
+def _float8(interval: Range) -> Grid:
+    return Grid(_step(interval.magnitude, LARGEST_FP8), np.zeros((), ml_dtypes.float8_e4m3fn))
+
+
+def _step(magnitude: np.ndarray | float, levels: float) -> np.ndarray:
     """Magnitude / levels; 1 where there is nothing to represent, since a scale may be neither 0 nor infinite."""
     return np.where(np.asarray(magnitude) < DEAD, 1.0, np.asarray(magnitude) / levels).astype(np.float32)
 
@@ -121,13 +148,20 @@ def _step(magnitude: np.ndarray | float, levels: int) -> np.ndarray:
 class _Insertion:
     """Builds the new node list in order; each tensor is quantised once, however many nodes read it."""
 
-    def __init__(self, graph: onnx.GraphProto, grids: Mapping[str, Grid], largest_weight: int) -> None:
+    def __init__(self, graph: onnx.GraphProto, grids: Mapping[str, Grid], weights: Weights) -> None:
         self.floats = {tensor.name: tensor for tensor in graph.initializer}
         self.grids = grids
-        self.largest_weight = largest_weight
+        self.weights = weights
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self._dequantised: dict[tuple[str, int | None, bytes], str] = {}
+        self._placed = 0
+
+    def place(self, module: str) -> None:
+        """Take what was appended since the last call for part of this module of the PyTorch model."""
+        for node in self.nodes[self._placed :]:
+            origin.set_module(node, module)
+        self._placed = len(self.nodes)
 
     def copy(self, original: NodeProto, *, dequantised: bool) -> None:
         """Append the node as it is; if `dequantised` it reads quantised activations through their Q/DQ."""
@@ -139,7 +173,7 @@ class _Insertion:
         self.nodes.append(node)
 
     def quantise(self, original: NodeProto, *, for_cpu: bool) -> None:
-        """Append the compute node with both factors dequantised from integers, and on CPUs the bias too where possible."""
+        """Append the compute node with both factors dequantised, and on CPUs the bias too where possible."""
         node = _copied(original)
         biased = for_cpu and _takes_integer_bias(original, self.grids, self.floats)
         for index, name in enumerate(original.input[:2]):
@@ -153,7 +187,7 @@ class _Insertion:
             batched = for_cpu and original.op_type == "MatMul" and weight.ndim > 2
             axis = None if batched else _channel_axis(original, index, weight.ndim)
             grid = self._weight_grid(weight, axis, bias, step)
-            node.input[index] = self._constant(name, weight, grid, self.largest_weight)
+            node.input[index] = self._constant(name, weight, grid, self.weights.largest)
             if bias is not None:
                 bias_grid = Grid(
                     (grid.scale * step).astype(np.float32), np.zeros(grid.scale.shape, np.int32), axis=0
@@ -188,15 +222,15 @@ class _Insertion:
     def _weight_grid(
         self, weight: np.ndarray, axis: int | None, bias: np.ndarray | None, step: float
     ) -> Grid:
-        """Symmetric S8 per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
+        """Symmetric per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
         others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
         magnitude = np.abs(weight).max(axis=others) if axis is not None else np.abs(weight).max()
-        scale = _step(magnitude, self.largest_weight)
+        scale = _step(magnitude, self.weights.largest)
         if bias is not None:
             scale = np.maximum(scale, np.abs(bias) / (step * LARGEST_BIAS)).astype(np.float32)
-        return Grid(scale, np.zeros(scale.shape, np.int8), axis)
+        return Grid(scale, np.zeros(scale.shape, self.weights.dtype), axis)
 
-    def _constant(self, name: str, values: np.ndarray, grid: Grid, largest: int) -> str:
+    def _constant(self, name: str, values: np.ndarray, grid: Grid, largest: float) -> str:
         key = (name, grid.axis, grid.scale.tobytes())
         if key not in self._dequantised:
             variants = sum(known == name for known, _, _ in self._dequantised)
@@ -233,14 +267,21 @@ def _copied(node: NodeProto) -> NodeProto:
 
 def _chosen(graph: onnx.GraphProto, flavour: Flavour, exclude: Collection[str]) -> frozenset[str]:
     """Names of the compute nodes to quantise."""
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     return frozenset(
         node.name
         for node in graph.node
         if node.op_type in inspect.QUANTISABLE
         and node.name not in exclude
-        and (flavour == "trt" or weights.intersection(node.input[:2]))
+        and (flavour != "cpu" or weights.keys() & set(node.input[:2]))
+        and not (flavour == "fp8" and node.op_type == "Conv" and _taps(node, weights) > MOST_TAPS_FP8)
     )
+
+
+def _taps(convolution: NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """How many places of the input one filter reads: 9 for 3 x 3."""
+    kernel = _attribute(convolution, "kernel_shape", ())
+    return math.prod(kernel or weights.get(convolution.input[1], ())[2:])
 
 
 def _activations(graph: onnx.GraphProto, flavour: Flavour, chosen: Collection[str]) -> list[str]:
@@ -282,7 +323,7 @@ def _channel_axis(node: NodeProto, index: int, rank: int) -> int | None:
     return rank - 1 if index == 1 else rank - 2
 
 
-def _attribute(node: NodeProto, name: str, default: float) -> float:
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next(
         (helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name),
         default,
@@ -307,10 +348,7 @@ def _require_fp32(model: onnx.ModelProto, exclude: Collection[str]) -> None:
     dtypes = inspect.compute_dtypes(model)
     if wrong := sorted(set(dtypes.values()) - {"fp32"}):
         raise ExportError(f"quantisation starts from an FP32 graph; this one computes in {', '.join(wrong)}")
-    if unknown := sorted(set(exclude) - set(dtypes)):
-        raise ExportError(
-            f"no compute node is named {', '.join(unknown)} (there are: {', '.join(list(dtypes)[:8])} ...)"
-        )
+    inspect.require_nodes(dtypes, exclude)
 
 
 def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Collection[str]) -> None:
@@ -321,13 +359,14 @@ def _require_finite(model: onnx.ModelProto, ranges: Mapping[str, Range], chosen:
         if tensor.name in factors and not np.isfinite(numpy_helper.to_array(tensor)).all():
             strange.append(tensor.name)
     if strange:
-        raise ExportError(f"NaN or infinity in weights or ranges: {', '.join(strange[:5])}")
+        shown = origin.explained(", ".join(strange[:5]), model)
+        raise ExportError(f"NaN or infinity in weights or ranges: {shown}")
 
 
-def _ensure_quantised(model: onnx.ModelProto, chosen: Collection[str]) -> None:
+def _ensure_quantised(model: onnx.ModelProto, chosen: Collection[str], dtype: str) -> None:
     dtypes = inspect.compute_dtypes(model)
-    if left := [name for name in chosen if dtypes[name] != "int8"]:
-        raise ExportError(f"not in INT8 after quantisation: {', '.join(left[:5])}")
+    if left := [name for name in chosen if dtypes[name] != dtype]:
+        raise ExportError(f"not in {dtype.upper()} after quantisation: {origin.listed(model, left)}")
     scales = {
         node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     }

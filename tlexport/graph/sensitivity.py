@@ -87,5 +87,5 @@ def _session(model: onnx.ModelProto, output: str) -> Any:
     options.intra_op_num_threads = cores.usable()
     quantised = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if quantised else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if quantised else levels.ORT_ENABLE_EXTENDED
     return ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])

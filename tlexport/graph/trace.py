@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import onnx_ir
 import onnxscript.optimizer
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import einsum, inspect
 from tlexport.run import replacing, versions
@@ -30,6 +32,8 @@ LIMIT = 2**31 - 2**20  # protobuf's limit of one message, less what the nodes ta
 INPUTS = ("uint8", "int32", "float32")  # element types that every backend reads
 NO_TERM = 1e-8  # onnxscript's rewrite rules take a scalar this near to 0 for 0
 METADATA = ("class_names", "preprocessing", "task")
+# Notes of the exporter on a node: the operation it was made from; the modules around it, outermost first, and its name.
+SOURCE, SCOPES = "pkg.torch.onnx.fx_node", "pkg.torch.onnx.name_scopes"
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +52,8 @@ def trace(
     `example` holds uint8, int32 or float32 tensors with N = 2 (a batch of 1 would be taken for a constant); all other
     dimensions stay as they are there. `metadata` needs `class_names` and `preprocessing` (both JSON) and `task`;
     `opset` and `tlexport_version` are added. The module is put into eval mode. The same module gives the same bytes;
-    BatchNorm after Conv is folded, every node has a unique name, and nothing of the machine is left in the graph.
+    BatchNorm after Conv is folded, every node has a unique name and says which module it comes from (tlexport.origin),
+    and nothing of the machine is left in the graph.
     Attention is spelt out in MatMuls whatever the opset: they can be quantised, and TensorRT-RTX refuses the fused
     operator in FP32.
 
@@ -61,10 +66,10 @@ def trace(
     _require_size(sum(tensor.nbytes for tensor in module.state_dict().values()))
     _require_example(example, input_names)
     model = _export(module, example, min(opset, LAST_WITHOUT_ATTENTION), input_names, output_name)
+    _strip(model, {name for name, _ in module.named_modules(remove_duplicate=False)})
     if opset > LAST_WITHOUT_ATTENTION:
-        model = onnx.version_converter.convert_version(model, opset)
+        model = _converted(model, opset)
     model = einsum.to_matmul(model)
-    _strip(model)
     _name_nodes(model.graph)
     stamp = {**metadata, "opset": str(opset), "tlexport_version": versions().get("tlexport", "unknown")}
     onnx.helper.set_model_props(model, dict(sorted(stamp.items())))
@@ -206,13 +211,46 @@ def _require_size(size: int) -> None:
         )
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop stack traces (they hold paths of this machine), inferred shapes and doc strings."""
+def _strip(model: onnx.ModelProto, modules: Collection[str]) -> None:
+    """Drop stack traces (they hold paths of this machine), inferred shapes and doc strings; a node keeps its module's path."""
     graph = model.graph
     del graph.value_info[:]
     for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        entry.ClearField("metadata_props")
         entry.ClearField("doc_string")
+    for entry in (model, graph, *graph.input, *graph.output, *graph.initializer):
+        entry.ClearField("metadata_props")
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        origin.set_module(node, _scope(node, modules, _owner(node, weights)))
+
+
+def _scope(node: onnx.NodeProto, modules: Collection[str], owner: str) -> str:
+    """The innermost of `modules` around a node that the exporter made: it writes names of its own between them.
+
+    A layer that a BatchNorm was folded into carries the BatchNorm's notes; it goes by the `owner` of its weight.
+    """
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    if owner in modules and "batch_norm" in notes.get(SOURCE, ""):
+        return owner
+    scopes: list[str] = ast.literal_eval(notes.get(SCOPES, "[]"))[:-1]
+    return next((name for name in reversed(scopes) if name in modules), "")
+
+
+def _owner(node: onnx.NodeProto, weights: Collection[str]) -> str:
+    """Path of the layer whose weight a compute node reads; empty if it reads none."""
+    if node.op_type not in inspect.COMPUTE:
+        return ""
+    owned = (name for name in node.input if name in weights and name.endswith(".weight"))
+    return next(owned, "").removesuffix(".weight")
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph in another opset. ONNX's converter drops the nodes' metadata, which comes back by what they make."""
+    places = {node.output[0]: origin.module(node) for node in model.graph.node}
+    converted = onnx.version_converter.convert_version(model, opset)
+    for node in converted.graph.node:
+        origin.set_module(node, places.get(node.output[0], ""))
+    return converted
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -220,8 +258,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     seen: Counter[str] = Counter()
     for node in graph.node:
-        owner = next((name for name in node.input if name in weights and name.endswith(".weight")), None)
-        base = owner.removesuffix(".weight") if owner and node.op_type in inspect.COMPUTE else node.op_type
+        base = _owner(node, weights) or node.op_type
         node.name = f"{base}_{seen[base]}" if seen[base] or base == node.op_type else base
         seen[base] += 1
 

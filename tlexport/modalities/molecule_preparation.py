@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from tlexport.errors import DataError
 from tlexport.modalities import molecule_chemistry as chemistry
 from tlexport.modalities import molecule_tokenizer
-from tlexport.progress import Step
 
 PAD, UNKNOWN, MASK = "[pad]", "[unknown]", "[mask]"
 SPECIAL = (PAD, UNKNOWN, MASK)
@@ -69,7 +68,9 @@ class Preparation(BaseModel):
             fields.append(("descriptors", np.float32, (len(self.descriptors),)))
         return np.dtype(fields)
 
-    def encode(self, molecules: Sequence[str], progress: Step | None = None) -> NDArray[Any]:
+    def encode(
+        self, molecules: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[Any]:
         """Canonical SMILES -> [n], structured with a field an input. Raises DataError for one that is too long."""
         from rdkit import Chem
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from tlexport.bundle import choice
 from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -65,6 +66,8 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         report=str(html),
         chosen=packaged.chosen if packaged else {},
         reasons=packaged.reasons if packaged else {},
+        losers=packaged.losers if packaged else {},
+        front=choice.front(measured.variants),
         reference=measured.reference,
         variants=measured.variants,
         seconds=seconds,

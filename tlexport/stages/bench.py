@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tlexport import cores, tensors
-from tlexport.backends import Runner, Tensors, eager, registry
+from tlexport.backends import Options, Runner, Tensors, eager, registry
 from tlexport.bundle import choice
 from tlexport.evidence import latency, machine
 from tlexport.graph import inspect, trace
@@ -49,7 +49,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
         progress.warn(
             f"others use {busy:g}% of this machine: take these times for a rough guide, and bench again when it is idle"
         )
-    candidates = _candidates(run, verified.variants)
+    candidates = _candidates(run, verified.variants, Options(recipe.tensorrt.placed(run / "cache")))
     batch = _Batches(run)
     given = {
         name: threads if recipe.bench.threads else fastest_threads(load, batch(1), threads)
@@ -73,7 +73,7 @@ def load(run: Run) -> BenchResult:
     return BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
 
 
-def _candidates(run: Run, variants: tuple[Variant, ...]) -> dict[str, Open]:
+def _candidates(run: Run, variants: tuple[Variant, ...], options: Options) -> dict[str, Open]:
     """The reference, where there is a PyTorch model, and the variants that pass."""
     found: dict[str, Open] = {}
     if describe_checkpoint(run / "checkpoint").file == WEIGHTS:
@@ -83,14 +83,15 @@ def _candidates(run: Run, variants: tuple[Variant, ...]) -> dict[str, Open]:
         )
     for variant in variants:
         if variant.verdict == "pass" and variant.file is not None:
-            found[variant.name] = partial(_loaded, run, variant)
+            found[variant.name] = partial(_loaded, run, variant, options)
     return found
 
 
-def _loaded(run: Run, variant: Variant, threads: int) -> AbstractContextManager[Runner]:
+def _loaded(run: Run, variant: Variant, options: Options, threads: int) -> AbstractContextManager[Runner]:
     assert variant.file is not None
     device = "cpu" if variant.target == "cpu" else "cuda"
-    return registry.BACKENDS[variant.backend].runner(run / variant.file, threads=threads, device=device)
+    backend = registry.BACKENDS[variant.backend]
+    return backend.runner(run / variant.file, threads=threads, device=device, options=options)
 
 
 class _Batches:
@@ -168,6 +169,7 @@ class _Timings:
             **{key: p.value_ms for key, p in found.items()},
             "threads": self.threads[name],
             "count": len(times),
+            "dropped": self.raw.dropped.get(name, ""),
             "calls_per_sample": self.raw.calls_per_sample[name],
             "speedup": None if reference is None else latency.speedup(reference, times).ratio,
             "throughput": self.throughput.get(name),

@@ -64,7 +64,7 @@ def run(
                 db=None if layer.db is None or math.isinf(layer.db) else round(layer.db, 2),
                 finite=layer.db is None or not math.isinf(layer.db),
             )
-            for layer in attribution.ratios(right, wrong, evidence.batches, _executable(wrong))
+            for layer in attribution.ratios(right, wrong, evidence.batches, typed.executable)
         ),
         culprits=tuple(culprits),
         evaluations=asked,
@@ -128,7 +128,7 @@ class _Evidence:
     def _answers(self, name: str) -> np.ndarray:
         """What ONNX Runtime makes of a graph as it is written."""
         model = self.graph(name)
-        session = attribution.session(_executable(model)(model), [model.graph.output[0].name])
+        session = attribution.session(typed.executable(model), [model.graph.output[0].name])
         return np.concatenate([session.run(None, dict(batch))[0] for batch in self.batches])
 
     def _artifact(self, variant: Variant) -> np.ndarray:
@@ -166,7 +166,7 @@ class _Evidence:
         groups = splice.groups(right, wrong)
         if not groups:
             return [], 0
-        answers = sensitivity.Answers(right, self.batches, _executable(wrong))
+        answers = sensitivity.Answers(right, self.batches, typed.executable)
 
         def noise(low: frozenset[int]) -> float:
             return answers.noise(splice.lowered(right, wrong, [n for g in sorted(low) for n in groups[g]]))
@@ -203,12 +203,6 @@ def _named(run: Run, name: str) -> tuple[str, Variant | None]:
         f"{run.path} has no graph or variant {name!r} (graphs: {', '.join(graphs) or 'none'}; variants: "
         f"{', '.join(v.name for v in variants) or 'none'})"
     )
-
-
-def _executable(model: onnx.ModelProto) -> attribution.Executable:
-    """What ONNX Runtime's CPU code computes in the graph's own types."""
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return typed.rounding_to_half if half else lambda graph: graph
 
 
 def _size(step: ErrorStep) -> float:

@@ -43,6 +43,11 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
         bundle=str(out),
         chosen={target: picked.variant.name for target, picked in chosen.items()},
         reasons={target: picked.reason for target, picked in chosen.items()},
+        losers={
+            name: why
+            for target, picked in chosen.items()
+            for name, why in choice.losers(target, measured.variants, picked.variant).items()
+        },
         files=len(written.files),
         size_bytes=sum(file.bytes for file in written.files.values()),
     )

@@ -11,10 +11,21 @@ import numpy as np
 import onnx
 
 from tlexport import tensors
-from tlexport.backends import registry
+from tlexport.backends import registry, typed
 from tlexport.errors import DataError, ExportError, GateError
 from tlexport.evidence import comparison, machine
-from tlexport.graph import budget, calibration, cast, cost, inspect, quantize, sensitivity, trace
+from tlexport.graph import (
+    budget,
+    calibration,
+    cast,
+    cost,
+    inspect,
+    int4,
+    quantize,
+    sensitivity,
+    trace,
+    versions,
+)
 from tlexport.modalities import metrics
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -75,11 +86,12 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
 
 
 def graphs_for(recipe: Recipe) -> list[str]:
-    """Names of the typed graphs needed beside fp32: the INT8 flavour depends on the target."""
-    names = ["fp16"] if "fp16" in recipe.precision else []
-    if "int8" in recipe.precision:
-        names += ["int8-cpu"] if "cpu" in recipe.targets else []
-        names += ["int8-trt"] if any(target != "cpu" for target in recipe.targets) else []
+    """Names of the typed graphs needed beside fp32: the flavour of INT8 and INT4 depends on the target."""
+    names: list[str] = [name for name in ("fp16", "bf16", "fp8") if name in recipe.precision]
+    for precision in ("int8", "int4"):
+        if precision in recipe.precision:
+            names += [f"{precision}-cpu"] if "cpu" in recipe.targets else []
+            names += [f"{precision}-trt"] if any(target != "cpu" for target in recipe.targets) else []
     return names
 
 
@@ -94,10 +106,12 @@ class _Workshop:
 
     def typed(self, name: str) -> tuple[onnx.ModelProto, GraphSearch | None]:
         """The graph of that name, and how it was found if there was a budget to keep."""
-        if name == "fp16":
-            return cast.to_fp16(self.model), None
-        flavour: quantize.Flavour = "cpu" if name == "int8-cpu" else "trt"
-        return self._within_budget(name, self._int8(flavour))
+        if name in ("fp16", "bf16"):
+            return self._within_budget(name, self._in_16_bits("bf16" if name == "bf16" else "fp16"))
+        if name.startswith("int4"):
+            return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"))
+        flavours: dict[str, quantize.Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
+        return self._within_budget(name, self._in_8_bits(name, flavours[name]))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -122,15 +136,24 @@ class _Workshop:
             )
         return rows
 
-    def _int8(self, flavour: quantize.Flavour) -> budget.Quantisable:
+    def _in_16_bits(self, name: cast.HalfName) -> budget.Quantisable:
+        fixed = self.recipe.search.keep
+        return budget.Quantisable(
+            self.model, lambda kept: cast.to_half(self.model, name, exclude={*fixed, *kept})
+        )
+
+    def _in_8_bits(self, name: str, flavour: quantize.Flavour) -> budget.Quantisable:
         chosen = self.recipe.calibration
         wanted = quantize.tensors_to_calibrate(self.model, flavour)
-        title = f"calibrating int8-{flavour} ({chosen.method}, {len(self.drawn)} samples)"
+        method = (
+            "max" if flavour == "fp8" else chosen.method
+        )  # a float's steps grow with it: nothing is won by clipping
+        title = f"calibrating {name} ({method}, {len(self.drawn)} samples)"
         with self.progress.bar(title) as step:
             ranges = calibration.calibrate(
                 self.model,
                 self._batches(len(self.drawn), step),
-                method=chosen.method,
+                method=method,
                 percentile=chosen.percentile,
                 tensors=wanted,
             )
@@ -144,6 +167,20 @@ class _Workshop:
 
         return budget.Quantisable(self.model, make)
 
+    def _int4(self, *, for_cpu: bool) -> budget.Quantisable:
+        """Everything but the weights stays FP32 for CPUs, and becomes FP16 for GPUs."""
+        model = versions.at_least(self.model, int4.OPSET)
+        fixed = self.recipe.search.keep
+        with self.progress.bar(f"calibrating int4 ({len(self.drawn)} samples)") as step:
+            importance = int4.mean_squares(model, self._batches(len(self.drawn), step))
+
+        def make(kept: Collection[str]) -> onnx.ModelProto:
+            exclude = {*fixed, *kept}
+            floats = model if for_cpu else cast.to_half(model, "fp16", exclude=exclude)
+            return int4.weights_to_int4(floats, importance, for_cpu=for_cpu, exclude=exclude)
+
+        return budget.Quantisable(model, make)
+
     def _batches(
         self, count: int, step: Callable[[int, int], None] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
@@ -155,7 +192,8 @@ class _Workshop:
 
     @cached_property
     def answers(self) -> sensitivity.Answers:
-        return sensitivity.Answers(self.model, list(self._batches(min(PROBED, len(self.drawn)))))
+        batches = list(self._batches(min(PROBED, len(self.drawn))))
+        return sensitivity.Answers(self.model, batches, typed.executable)
 
     def _within_budget(
         self, name: str, plain: budget.Quantisable
@@ -169,7 +207,7 @@ class _Workshop:
             name,
             lambda graph: self._verdict(name, graph, reference),
             self.answers,
-            cost.CPU if name == "int8-cpu" else cost.GPU,
+            cost.CPU if name.endswith("-cpu") else cost.GPU,
             budget.Effort(len(reference), config.evaluations, config.report),
             self.progress,
         )
@@ -208,7 +246,7 @@ class _Workshop:
             input_names=self.names,
             batch_size=BATCH,
             threads=self.recipe.bench.threads,
-            judge=name != "int8-cpu",
+            judge=not name.endswith("-cpu"),
             timeout=TIMEOUT,
         )
         found = np.load(outputs, allow_pickle=False)

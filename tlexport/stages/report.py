@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tlexport.bundle import choice
 from tlexport.evidence import report
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BaselinesResult, BenchResult, FinetuneResult
+from tlexport.results import BaselinesResult, BenchResult, FinetuneResult, QuantizeResult
 from tlexport.run import Run, read_json, versions, write_text
 
 
@@ -27,6 +28,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
     )
     with np.load(run / measured.raw, allow_pickle=False) as raw:
         samples = {name: (raw[name] * 1e3).round(4).tolist() for name in raw.files}
+    searches = run.result("quantize", QuantizeResult).searches
     document = {
         "name": recipe.name,
         "description": recipe.description,
@@ -37,6 +39,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
         "history": history,
         "reference": measured.reference.model_dump(mode="json"),
         "variants": [variant.model_dump(mode="json") for variant in measured.variants],
+        "front": list(choice.front(measured.variants)),
+        "searches": [found.model_dump(mode="json") for found in searches],
         "gates": recipe.gates.model_dump(),
         "latency_ms": samples,
         "withheld": list(measured.withheld),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.backends import registry
+from tlexport.backends import Options, registry
 from tlexport.errors import CompileError, ExportError
 from tlexport.evidence import comparison, parity, stats
 from tlexport.graph import inspect, trace
@@ -77,6 +77,7 @@ class Judge:
                 }
             )
         here = variant.target in registry.BACKENDS[variant.backend].availability().runs
+        here = here and not variant.options.get("strip_weights")  # it runs where it is refitted
         try:
             outputs, judged_by = self._predict(variant, artifact, here)
             found = parity.compare(self.reference.outputs, outputs)
@@ -103,7 +104,7 @@ class Judge:
 
     def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
         """float32 [n,K] from the artifact, or from its typed graph in ONNX Runtime where the artifact cannot run here."""
-        flavour = "int8-trt" if variant.precision == "int8" else variant.precision
+        flavour = f"{variant.precision}-trt" if variant.precision in ("int8", "int4") else variant.precision
         source = artifact if here else self.run.require(f"graphs/{flavour}.onnx", "quantize")
         backend = variant.backend if here else "onnxruntime"
         device = "cpu" if variant.target == "cpu" or not here else "cuda"
@@ -118,6 +119,7 @@ class Judge:
                 threads=self.recipe.bench.threads,
                 device=device,
                 judge=not here,
+                options=Options(self.recipe.tensorrt.placed(self.run / "cache")),
                 timeout=TIMEOUT,
             )
             return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
