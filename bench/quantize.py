@@ -23,6 +23,7 @@ tlexport's are of its one command for both flavours. `beyond` {ratio, low, high}
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 from common import (
     ROOT,
     arguments,
@@ -135,6 +137,7 @@ def rival(maker: str, flavour: str, run: Run, options: argparse.Namespace, folde
     script = ROOT / "bench/quantize_rivals.py"
     interpreter = sys.executable if maker == "onnxruntime" else str(options.competitors or sys.executable)
     key = {name: digest(path) for name, path in (inputs | {"script": script}).items()}
+    key["fp32"] = computation(inputs["fp32"])
     found = json.loads(report.read_text()) if report.is_file() else {}
     if found.get("key") != key or "missing" in found:
         graph.unlink(missing_ok=True)
@@ -156,6 +159,14 @@ def rival(maker: str, flavour: str, run: Run, options: argparse.Namespace, folde
         found.get("versions", {}),
         reason,
     )
+
+
+def computation(graph: Path) -> str:
+    """SHA-256 of what a graph computes: a newer tlexport may write other notes beside the same nodes."""
+    model = onnx.load(graph)
+    for entry in (model, model.graph, *model.graph.node):
+        entry.ClearField("metadata_props")
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def finished(line: list[str], folder: Path, report: Path) -> dict[str, Any]:
