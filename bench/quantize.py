@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,12 +143,17 @@ def rival(maker: str, flavour: str, run: Run, options: argparse.Namespace, folde
     if found.get("key") != key or "missing" in found:
         graph.unlink(missing_ok=True)
         report.unlink(missing_ok=True)
+        # A copy: modelopt writes the shapes that it infers into the file it is given.
+        copy = graph.with_suffix(".fp32.onnx")
+        shutil.copyfile(inputs["fp32"], copy)
+        inputs["fp32"] = copy
         line = [interpreter, str(script), maker, flavour, "--metric", run.recipe.metric, "--out", str(graph)]
         line += [word for name, path in inputs.items() for word in (f"--{name}", str(path.resolve()))]
         line += ["--max-drop", str(MAX_DROP), *(["--vnni"] if machine.has_vnni() else [])]
         say(f"$ {maker} ({flavour})")
         found = finished(line, folder, report) | {"key": key}
         write_json(report, found)
+        copy.unlink()
     reason = found.get("missing") or found.get("failed") or ""
     made = graph if graph.is_file() and not reason else None
     return Made(
@@ -164,6 +170,7 @@ def rival(maker: str, flavour: str, run: Run, options: argparse.Namespace, folde
 def computation(graph: Path) -> str:
     """SHA-256 of what a graph computes: a newer tlexport may write other notes beside the same nodes."""
     model = onnx.load(graph)
+    del model.graph.value_info[:]
     for entry in (model, model.graph, *model.graph.node):
         entry.ClearField("metadata_props")
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
