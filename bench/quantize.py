@@ -17,7 +17,9 @@ graph if it was made from the same FP32 graph and samples, tlexport's own if the
 Result: `cases` {name: {recipe, overrides, weights, data, backbone, metric, samples, one_flip, reference, fp32_bytes, test,
 finetune_seconds, graphs [{maker, flavour, metric, drop, drop_low, drop_high, flips, int8_macs, size_bytes, seconds, settings,
 reason, beyond}], rival_versions, date, git, machine, versions}}. `seconds` are the maker's own calls, without imports and export;
-tlexport's are of its one command for both flavours. `beyond` {ratio, low, high}: tlexport's drop minus this maker's, paired.
+tlexport's are of its one command for both flavours. `int8_macs` counts a product whose factors both come straight from 8-bit
+integers, so one that NNCF feeds through a pooling is not counted. `beyond` {ratio, low, high}: tlexport's drop minus this
+maker's, paired.
 """
 
 from __future__ import annotations
