@@ -18,7 +18,7 @@ Result: `cases` {name: {recipe, overrides, weights, data, backbone, metric, samp
 finetune_seconds, graphs [{maker, flavour, metric, drop, drop_low, drop_high, flips, int8_macs, size_bytes, seconds, settings,
 reason, beyond}], rival_versions, date, git, machine, versions}}. `seconds` are the maker's own calls, without imports and export;
 tlexport's are of its one command for both flavours. `int8_macs` counts a product whose factors both come straight from 8-bit
-integers, so one that NNCF feeds through a pooling is not counted. `beyond` {ratio, low, high}: tlexport's drop minus this
+integers, so one that NNCF feeds through a pooling or concatenation is not counted. `beyond` {ratio, low, high}: tlexport's drop minus this
 maker's, paired.
 """
 
