@@ -356,7 +356,9 @@ class TensorRT(Section):
 class Calibration(Section):
     """How INT8 ranges are found, on the training split."""
 
-    method: Literal["max", "entropy", "percentile"] = "percentile"
+    method: Literal["max", "entropy", "percentile", "mse", "auto"] = Field(
+        "percentile", description="auto: for each tensor the one with the least measured error"
+    )
     percentile: float = Field(99.99, gt=50, lt=100)
     samples: int = Field(256, ge=1)
 
