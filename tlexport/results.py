@@ -295,6 +295,9 @@ class BenchResult(Result):
     run: str
     reference: Variant
     variants: tuple[Variant, ...]
+    front: tuple[str, ...] = Field(
+        description="variants that none for the same target beats in drop, latency (or cost by the model) and size at once"
+    )
     threads: int = Field(description="the most that a variant could be given")
     machine: dict[str, Any]
     busy_percent: float = Field(description="share of all cores that others used just before the timing")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tlexport.bundle import choice
 from tlexport.errors import GateError
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -67,7 +66,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         chosen=packaged.chosen if packaged else {},
         reasons=packaged.reasons if packaged else {},
         losers=packaged.losers if packaged else {},
-        front=choice.front(measured.variants),
+        front=measured.front,
         reference=measured.reference,
         variants=measured.variants,
         seconds=seconds,

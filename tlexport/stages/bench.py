@@ -214,6 +214,7 @@ def _result(
         run=str(run.path),
         reference=reference,
         variants=variants,
+        front=choice.front(variants),
         threads=threads,
         machine=machine.describe().model_dump(mode="json"),
         busy_percent=busy,

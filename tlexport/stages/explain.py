@@ -180,11 +180,16 @@ class _Evidence:
                 break
             group = groups[located.group]
             why = attribution.cause(right, wrong, group[0], self.batches)
-            found.append(Culprit(layers=group, share=located.share, cause=why, advice=_advice(group)))
+            found.append(Culprit(layers=group, share=located.share, cause=why, advice=self._advice(group)))
             if located.share >= EXPLAINED:
                 break
             suspects -= {located.group}
         return found, asked
+
+    def _advice(self, layers: tuple[str, ...]) -> str:
+        """What to type. A shell reads brackets and commas, so the list is quoted."""
+        keep = f"'search.keep=[{', '.join(layers)}]'"
+        return f"leave it in FP32: tlexport quantize {self.run.path} {keep}, or let build search: --max-drop"
 
 
 def _named(run: Run, name: str) -> tuple[str, Variant | None]:
@@ -207,11 +212,6 @@ def _named(run: Run, name: str) -> tuple[str, Variant | None]:
 
 def _size(step: ErrorStep) -> float:
     return math.inf if step.noise is None else step.noise
-
-
-def _advice(layers: tuple[str, ...]) -> str:
-    """What to type. A shell reads brackets and commas, so the list is quoted."""
-    return f"leave it in FP32: tlexport quantize RUN 'search.keep=[{', '.join(layers)}]', or let build search: --max-drop"
 
 
 def _sentence(name: str, worst: ErrorStep, culprits: list[Culprit]) -> str:

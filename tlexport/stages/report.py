@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tlexport.bundle import choice
 from tlexport.evidence import report
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -39,7 +38,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
         "history": history,
         "reference": measured.reference.model_dump(mode="json"),
         "variants": [variant.model_dump(mode="json") for variant in measured.variants],
-        "front": list(choice.front(measured.variants)),
+        "front": list(measured.front),
         "searches": [found.model_dump(mode="json") for found in searches],
         "gates": recipe.gates.model_dump(),
         "latency_ms": samples,
