@@ -14,7 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- numbers: written by bench/readme.py from bench/results -->", "<!-- /numbers -->"
-ORDER = ("accuracy", "scenarios", "pretraining", "strategies", "latency", "finetune", "startup", "memory")
+ORDER = (
+    "accuracy",
+    "quantize",
+    "scenarios",
+    "pretraining",
+    "strategies",
+    "latency",
+    "search_cost",
+    "finetune",
+    "startup",
+    "memory",
+)
+ALIKE = ("chosen over", "INT8 ")  # what follows a network's name in goals that are told in one row
+RIVALS = ("onnxruntime", "nncf", "nncf-accuracy", "modelopt", "modelopt-max")
 
 
 def main() -> None:
@@ -51,6 +64,7 @@ def section() -> str:
     by_program = {document["program"]: document for document in documents}
     for program, table in (
         ("accuracy", cases),
+        ("quantize", quantised),
         ("scenarios", scenarios),
         ("pretraining", curves),
         ("strategies", strategies),
@@ -71,11 +85,18 @@ def worst_of_alike(goals: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for goal in goals:
         _, _, same = goal["what"].partition(": ")
-        kinds.setdefault(same if same.startswith("chosen over") else goal["what"], []).append(goal)
-    worst = [(max(g, key=lambda goal: goal["value"]), len(g)) for g in kinds.values()]
-    return [
-        goal | {"what": f"{goal['what']} (worst of {count})"} if count > 1 else goal for goal, count in worst
-    ]
+        kinds.setdefault(same if same.startswith(ALIKE) else goal["what"], []).append(goal)
+    return [told(alike) for alike in kinds.values()]
+
+
+def told(alike: list[dict[str, Any]]) -> dict[str, Any]:
+    """The worst of them, with how many there are and how many are missed."""
+    worst = max(alike, key=lambda goal: (goal["value"] - goal["limit"]) * (-1 if goal["at_least"] else 1))
+    if len(alike) == 1:
+        return worst
+    missed = sum(not goal["met"] for goal in alike)
+    count = f"worst of {len(alike)}" + (f", {missed} missed" if missed else "")
+    return worst | {"what": f"{worst['what']} ({count})"}
 
 
 def cases(found: dict[str, Any]) -> list[str]:
@@ -97,6 +118,33 @@ def cases(found: dict[str, Any]) -> list[str]:
             f"| {name}: {case['data']} | {test} | {case['test']['accuracy']:.4f} | {drop} | {case['chosen'].get('cpu', '-')} |"
         )
     return lines
+
+
+def quantised(found: dict[str, Any]) -> list[str]:
+    """The drop of every maker's INT8 graph on the same test split, in the metric's own unit."""
+    lines = [
+        f"| INT8 of | for | test | tlexport's drop | operations in INT8 | {' | '.join(RIVALS)} |",
+        "|---" * (5 + len(RIVALS)) + "|",
+    ]
+    for name, case in found.items():
+        for flavour in ("cpu", "trt"):
+            rows = {row["maker"]: row for row in case["graphs"] if row["flavour"] == flavour}
+            ours = rows["tlexport"]
+            known = ours["drop"] is not None
+            drop = f"{ours['drop']:+.4f}, at worst {ours['drop_high']:+.4f}" if known else "none made"
+            share = f"{ours['int8_macs']:.0%}" if known else "-"
+            rivals = " | ".join(drop_of(rows.get(maker)) for maker in RIVALS)
+            lines.append(
+                f"| {name} | {flavour} | {case['metric']} {case['reference']:.4f} | {drop} | {share} | {rivals} |"
+            )
+    return lines
+
+
+def drop_of(row: dict[str, Any] | None) -> str:
+    """Of a rival's graph; a dash where it makes none for the target."""
+    if row is None:
+        return "-"
+    return "no graph" if row["drop"] is None else f"{row['drop']:+.4f}"
 
 
 def scenarios(found: dict[str, Any]) -> list[str]:
@@ -171,7 +219,14 @@ def strategies(found: dict[str, Any]) -> list[str]:
 
 def command(document: dict[str, Any]) -> str:
     """Some programs' cases may come from several calls; one without arguments makes them all."""
-    merges = document["program"] in ("accuracy", "scenarios", "pretraining", "strategies", "latency")
+    merges = document["program"] in (
+        "accuracy",
+        "quantize",
+        "scenarios",
+        "pretraining",
+        "strategies",
+        "latency",
+    )
     return f"python bench/{document['program']}.py" if merges else str(document["command"])
 
 

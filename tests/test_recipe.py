@@ -73,7 +73,7 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_key() -> None:
         "gates.max_drop=.nan",
         "transfer.lr=.inf",
         "precision=[]",
-        "precision=[fp8]",
+        "precision=[fp7]",
         "targets=[]",
         "name=../up",
         "export.opset=11",

@@ -356,7 +356,9 @@ class TensorRT(Section):
 class Calibration(Section):
     """How INT8 ranges are found, on the training split."""
 
-    method: Literal["max", "entropy", "percentile"] = "percentile"
+    method: Literal["max", "entropy", "percentile", "mse", "auto"] = Field(
+        "percentile", description="auto: for each tensor the one with the least measured error"
+    )
     percentile: float = Field(99.99, gt=50, lt=100)
     samples: int = Field(256, ge=1)
 
@@ -369,6 +371,10 @@ class Search(Section):
     )
     samples: int = Field(1000, ge=16, description="validation samples that judge a candidate")
     evaluations: int = Field(12, ge=3, description="most passes over those samples, sensitivities included")
+    learn: bool = Field(
+        True,
+        description="learn how to round weights (AdaRound, minutes) where quicker improvements miss the budget",
+    )
     keep: tuple[str, ...] = Field((), description="layers that stay in FP32, by their names in the graph")
     report: bool = Field(
         False, description="ask every layer what it costs, also where the budget is met without"

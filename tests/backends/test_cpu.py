@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tlexport.backends import eager, ort, ov, registry, typed
 from tlexport.errors import CompileError
+from tlexport.graph.cast import to_half
 from tlexport.tensors import Profile
 
 pytest.importorskip("onnxruntime")
@@ -110,6 +111,44 @@ def test_judging_shows_an_overflow_that_the_cpu_would_hide(tmp_path) -> None:
     path, x = overflowing(tmp_path / "g.onnx"), np.array([0.1, 0.5, 1, 2], np.float32)
     with ort.runner(path, threads=1, judge=True) as judge:
         assert np.isfinite(judge.run({"x": x})["y"]).tolist() == [True, True, False, False]
+
+
+def test_bfloat16_is_judged_by_rounding_every_tensor(graphs, tmp_path) -> None:
+    """ONNX Runtime's CPU provider has no BF16 kernels: the typed graph itself is refused."""
+    path = tmp_path / "bf16.onnx"
+    onnx.save(to_half(onnx.load(graphs.paths["fp32"]), "bf16"), path)
+    with pytest.raises(CompileError), ort.runner(path, threads=1):
+        pass
+    with ort.runner(path, threads=1, judge=True) as runner:
+        found = runner.run({"images": graphs.images})["probabilities"]
+    error = np.abs(found - graphs.reference()).max()
+    with ort.runner(graphs.paths["fp16"], threads=1, judge=True) as runner:
+        half = runner.run({"images": graphs.images})["probabilities"]
+    assert np.abs(half - graphs.reference()).max() < error < 0.03  # 8 bits of mantissa against FP16's 11
+
+
+def test_rounding_to_bfloat16_is_torchs_bit_for_bit(tmp_path) -> None:
+    """Every pattern of the upper half, with lower halves at a tie and on both sides of it: subnormals, infinities, NaN too."""
+    steps = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.BFLOAT16),
+        helper.make_node("Neg", ["a"], ["b"]),
+    ]
+    steps.append(helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+    model = helper.make_model(
+        helper.make_graph(steps, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 22)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "g.onnx")
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    given = np.concatenate([upper | low for low in (0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).view(
+        np.float32
+    )
+    with ort.runner(tmp_path / "g.onnx", threads=1, judge=True) as judge:
+        found = judge.run({"x": given})["y"]
+    expected = (-torch.from_numpy(given.copy()).to(torch.bfloat16)).float().numpy()
+    nan = np.isnan(given)
+    assert np.isnan(found[nan]).all() and np.isinf(found).sum() > 4
+    assert np.array_equal(found[~nan].view(np.uint32), expected[~nan].view(np.uint32))
 
 
 def test_a_graph_whose_types_are_unknown_is_not_judged(tmp_path) -> None:

@@ -195,6 +195,11 @@ def line(
         (line("gemm", "Int8:-1,8 Int8:-1,8", "Float:1 Float:1", "c"), "int8"),
         (line("gemm", "Int8:-1,8 Half:-1,8", "Float:1", "c"), "fp16"),
         (line("runtime_fusion", "Half:-1,8", "Half:1,6 Half:8,6", "c"), "fp16"),
+        (line("runtime_fusion", "Half:-1,64", "Int4:64,8 Half:4,8", "c"), "int4"),
+        (line("runtime_fusion", "Half:-1,64 Half:64,8", "Half:1,8", "c"), "fp16"),
+        (line("gemm", "Half:-1,64", "Int4:64,8 Half:4,8", "c"), "int4"),
+        (line("correlation", "FP8:-1,8,4,4", "FP8:8,8,3,3 Float:1,8,1,1", "c"), "fp8"),
+        (line("correlation", "FP8:-1,8,4,4", "Float:8,8,3,3", "c"), "fp32"),
         (line("runtime_fusion", "Half:-1,8", "Half:1,6 Float:8,6", "c"), "fp32"),
         (line("kgen", "Int8:-1,8 Int8:-1,8 Int8:-1,8", "", "c"), "int8"),
         (
@@ -249,6 +254,33 @@ ATTENTION = "Int8:-1,24,32 Int8:-1,32,24 Float:-1,1,1,24 Int8:-1,24,32"
 def test_what_is_only_added_does_not_speak_for_a_fused_product(text, dtype) -> None:
     (layer,) = trt.read_layers(f"Layers:\n{text}\n\nBindings:\nimages\n")
     assert (layer.dtype, layer.nodes) == (dtype, ("c",))
+
+
+def test_the_kernel_that_adds_a_bias_does_not_speak_for_int4_weights() -> None:
+    log = "\n".join(
+        [
+            "Layers:",
+            line("runtime_fusion", "Half:-1,64", "Int4:64,8 Half:4,8", "dq c"),
+            line("kgen", "Half:-1,8", "Half:1,8", "c relu"),
+        ]
+    )
+    owners = [layer for layer in trt.read_layers(log) if "c" in layer.nodes]
+    assert [(layer.kind, layer.dtype) for layer in owners] == [("runtime_fusion", "int4")]
+
+
+def test_weights_that_become_floats_first_are_no_int4() -> None:
+    """The kernel that makes floats of them is not the product."""
+    log = "\n".join(
+        [
+            "Layers:",
+            line("kgen", "", "Int4:64,7 Half:4,7", "dq", outputs="Half:64,8"),
+            line("gemm", "Half:-1,64 Half:64,8", "", "c"),
+        ]
+    )
+    assert [(layer.nodes, layer.dtype) for layer in trt.read_layers(log)] == [
+        (("dq",), "int4"),
+        (("c",), "fp16"),
+    ]
 
 
 def test_casts_around_a_product_do_not_speak_for_it() -> None:

@@ -22,6 +22,8 @@ PROMISED = {
     "latency": {"models", "small_models", "geometric_mean", "failed"},
     "memory": {"peak", "timeline_mb", "build", "settings"},
     "accuracy": {"cases"},
+    "quantize": {"cases"},
+    "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 
 
@@ -124,6 +126,46 @@ def test_accuracy(tmp_path: Path):
     assert case["metric"] == "auc" and 0 <= case["test"]["accuracy"] <= 1
     assert {v["precision"] for v in case["variants"]} == {"fp32", "fp16", "int8"}
     assert [g["what"] for g in document["goals"]][:2] == ["chest-xray: test auc", "chest-xray: test accuracy"]
+
+
+@pytest.mark.slow
+def test_quantize(tmp_path: Path):
+    images(tmp_path / "data" / "pneumoniamnist" / "pneumoniamnist.npz")
+    work = tmp_path / "work"
+    words = ["--data", str(tmp_path / "data"), "--only", "lite0-chest-xray", "--work", str(work)]
+    document = run("quantize", tmp_path, *words)
+    case = document["cases"]["lite0-chest-xray"]
+    rows = {(row["maker"], row["flavour"]): row for row in case["graphs"]}
+    assert set(rows) == {("tlexport", "cpu"), ("tlexport", "trt"), *module("quantize").RIVALS}
+    for flavour in ("cpu", "trt"):
+        rival = rows["onnxruntime", flavour]
+        assert rival["int8_macs"] > 0.8 and rival["drop_low"] <= rival["drop"] <= rival["drop_high"]
+        if rows["tlexport", flavour]["drop"] is not None:
+            assert rival["beyond"]["ratio"] == pytest.approx(
+                rows["tlexport", flavour]["drop"] - rival["drop"]
+            )
+    assert all(row["reason"] for row in rows.values() if row["drop"] is None), (
+        "no row is empty without a word"
+    )
+    assert rows["tlexport", "trt"]["settings"]["evaluations"] > 0, "it was searched"
+    assert case["one_flip"] == pytest.approx(1 / 40) and case["rival_versions"]["onnx"]
+
+    made = work / "made" / "lite0-chest-xray" / "onnxruntime-trt.onnx"
+    before = made.stat().st_mtime_ns
+    again = run("quantize", tmp_path, *words)["cases"]["lite0-chest-xray"]
+    assert made.stat().st_mtime_ns == before, "a rival's graph is not made twice"
+    assert again["test"] == case["test"], "nor is a network trained twice"
+
+
+@pytest.mark.slow
+def test_search_cost(tmp_path: Path):
+    images(tmp_path / "data" / "pneumoniamnist" / "pneumoniamnist.npz")
+    words = ["--data", str(tmp_path / "data"), "--case", "lite0-chest-xray", "--targets", "cpu"]
+    document = run("search_cost", tmp_path, *words)
+    expected = np.array(document["build_s"]) / np.array(document["by_hand_s"])
+    assert len(expected) == 2 and np.allclose(document["ratio"]["pairs"], expected, rtol=1e-3)
+    assert document["making"]["ratio"] < document["ratio"]["ratio"]
+    assert {"export", "quantize", "compile"} < set(document["stages_s"])
 
 
 def images(path: Path) -> None:
@@ -321,6 +363,119 @@ def test_cases_of_several_calls_are_merged(tmp_path: Path):
     assert accuracy.merged({"insects": {"new": 1}}, out) == {"insects": {"new": 1}}
     out.write_text(json.dumps({"cases": {"insects": {"old": 1}, "chest-xray": {"old": 2}}}))
     assert accuracy.merged({"insects": {"new": 1}}, out) == {"chest-xray": {"old": 2}, "insects": {"new": 1}}
+
+
+def quantised(drop: float, high: float, share: float, beyond: float | None) -> dict:
+    row = {"flavour": "cpu", "drop": drop, "drop_low": 0.0, "drop_high": high, "int8_macs": share}
+    ours = row | {"maker": "tlexport", "beyond": None}
+    theirs = row | {
+        "maker": "nncf",
+        "beyond": None if beyond is None else {"ratio": beyond, "low": beyond - 0.01, "high": beyond + 0.01},
+    }
+    return {"one_flip": 0.002, "graphs": [ours, theirs]}
+
+
+@pytest.mark.parametrize(
+    ("case", "met"),
+    [
+        (quantised(0.001, 0.004, 0.95, 0.002), [True, True, True, True]),
+        (quantised(0.001, 0.006, 0.95, None), [True, False, True]),
+        (quantised(0.006, 0.009, 0.79, 0.0021), [False, False, False, False]),
+    ],
+)
+def test_quantisation_goals_hold_each_graph_and_each_rival(case: dict, met: list[bool]):
+    goals = module("quantize").goals_of({"some": case})
+    assert [g["met"] for g in goals] == met
+    assert all(g["what"].startswith("some: INT8 cpu ") for g in goals)
+
+
+def test_the_readme_tells_goals_alike_in_one_row_with_how_many_are_missed():
+    readme, quantize = module("readme"), module("quantize")
+    cases = {
+        "a": quantised(0.001, 0.004, 0.95, 0.001),
+        "b": quantised(0.006, 0.009, 0.7, 0.0021),
+        "c": quantised(0.002, 0.004, 0.99, None),
+    }
+    told = readme.worst_of_alike(quantize.goals_of(cases))
+    assert [goal["what"] for goal in told] == [
+        "b: INT8 cpu drop (worst of 3, 1 missed)",
+        "b: INT8 cpu drop at worst (worst of 3, 1 missed)",
+        "b: INT8 cpu share of operations (worst of 3, 1 missed)",
+        "b: INT8 cpu drop beyond nncf's (worst of 2, 1 missed)",
+    ]
+    assert [goal["value"] for goal in told] == [0.006, 0.009, 0.7, 0.0021]
+
+
+def test_the_readme_has_a_row_for_each_network_and_flavour():
+    readme = module("readme")
+    case = quantised(0.001, 0.004, 0.95, 0.001) | {"metric": "auc", "reference": 0.98}
+    case["graphs"] += [row | {"flavour": "trt"} for row in case["graphs"]]
+    case["graphs"][-1] |= {"maker": "modelopt", "drop": None}
+    header, rule, cpu, trt = readme.quantised({"a": case})
+    assert header.count("|") == rule.count("|") == cpu.count("|") == trt.count("|")
+    assert cpu == "| a | cpu | auc 0.9800 | +0.0010, at worst +0.0040 | 95% | - | +0.0010 | - | - | - |"
+    assert trt.endswith("| 95% | - | - | - | no graph | - |")
+
+
+def test_a_graph_that_was_not_made_misses_its_share():
+    case = quantised(0.001, 0.004, 0.95, None)
+    case["graphs"][0] |= {"drop": None}
+    (goal,) = module("quantize").goals_of({"some": case})
+    assert (goal["what"], goal["value"], goal["met"]) == ("some: INT8 cpu share of operations", 0.0, False)
+
+
+def test_a_rival_that_is_missing_or_fails_says_so(tmp_path: Path):
+    """The real script, on the tests' interpreter and with a graph that is none."""
+    quantize = module("quantize")
+    graph, samples = tmp_path / "fp32.onnx", tmp_path / "calibration.npy"
+    graph.write_bytes(b"no graph")
+    np.save(samples, np.zeros((2, 3, 8, 8), np.uint8))
+    report = tmp_path / "onnxruntime-cpu.json"
+    line = [sys.executable, str(BENCH / "quantize_rivals.py"), "onnxruntime", "cpu", "--metric", "auc"]
+    line += ["--fp32", str(graph), "--calibration", str(samples), "--validation", str(tmp_path)]
+    found = quantize.finished([*line, "--out", str(report.with_suffix(".onnx"))], tmp_path, report)
+    assert set(found) == {"failed"} and found["failed"].startswith("exit code 1: ")
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    (shadow / "quantize_rivals.py").write_text((BENCH / "quantize_rivals.py").read_text())
+    (shadow / "nncf.py").write_text("raise ImportError('no such package')")
+    line[1:4] = [str(shadow / "quantize_rivals.py"), "nncf", "cpu"]
+    found = quantize.finished([*line, "--out", str(report.with_suffix(".onnx"))], tmp_path, report)
+    assert found == {"missing": "nncf: no such package"}
+
+
+def test_operations_of_nodes_without_names_are_all_counted():
+    """As some makers leave them: by name alone, the two would be one."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tlexport.graph import cost
+
+    wide, narrow = (numpy_helper.from_array(np.ones((4, n), np.float32), f"w{n}") for n in (4, 1))
+    nodes = [helper.make_node("MatMul", ["x", "w4"], ["h"]), helper.make_node("MatMul", ["h", "w1"], ["y"])]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", n])
+        for name, n in (("x", 4), ("y", 1))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [wide, narrow])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.checker.check_model(model)
+    assert sum(cost.macs(model).values()) == 4, "so the planted fault is there"
+    assert sum(cost.macs(module("quantize_judge").named(model)).values()) == 20
+
+
+def test_a_run_of_another_training_is_not_taken(tmp_path: Path):
+    from tlexport.recipe import load
+    from tlexport.run import Run, write_json
+
+    training, case = module("quantize_training"), module("quantize_cases").CASES["lite0-cifar10"]
+    words = ["data.path=images.npz", "transfer.epochs=3"]
+    run = Run.create(tmp_path / "runs" / "some", load(case.recipe, [*words, "gates.max_drop=0.5"]))
+    done = {"manifest_version": 1, "stages": {"finetune": {"result": {"backbone": "held"}}}}
+    write_json(run / "manifest.json", done)
+    assert training.fine_tuned("some", case, words, tmp_path)[1] == {"backbone": "held"}
+    with pytest.raises(SystemExit, match=r"another recipe \(transfer\)"):
+        training.fine_tuned("some", case, ["data.path=images.npz", "transfer.epochs=4"], tmp_path)
 
 
 def test_missing_data_is_named(tmp_path: Path):

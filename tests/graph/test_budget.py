@@ -66,7 +66,7 @@ def test_a_graph_within_the_budget_costs_one_evaluation(
     graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto], hunt: Callable[..., budget.Hunt]
 ) -> None:
     search = hunt(0.2)
-    found = search.fastest(budget.Quantisable(graph, lambda kept: make(kept, ())), ())
+    found = search.fastest(budget.Cast(graph, lambda kept: make(kept, ())), ())
     assert found.kept == () and len(search.trials) == 1 and search.evaluations < 1.5
     assert search.trials[0].within and search.trials[0].low_macs == 1
 
@@ -75,7 +75,7 @@ def test_the_faulty_layers_and_little_else_stay_in_fp32(
     graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto], hunt: Callable[..., budget.Hunt]
 ) -> None:
     search = hunt(0.1)
-    found = search.fastest(budget.Quantisable(graph, make), ())
+    found = search.fastest(budget.Cast(graph, make), ())
     assert set(FAULTY) <= set(found.kept) and len(found.kept) <= 4
     assert {name for layer in found.layers[:2] for name in layer.layers} == set(FAULTY)  # most harmful first
     assert search.evaluations <= 12 and len(found.layers) == 50
@@ -89,13 +89,13 @@ def test_the_faulty_layers_and_little_else_stay_in_fp32(
 def test_an_improvement_is_kept_only_if_it_measurably_helps(
     graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto], hunt: Callable[..., budget.Hunt]
 ) -> None:
-    def useless(now: budget.Quantisable) -> budget.Quantisable:
-        return budget.Quantisable(graph, lambda kept: make(kept, (*FAULTY, "network.conv_stem")))
+    def useless(now: budget.Cast) -> budget.Cast:
+        return budget.Cast(graph, lambda kept: make(kept, (*FAULTY, "network.conv_stem")))
 
-    def mending(now: budget.Quantisable) -> budget.Quantisable:
-        return budget.Quantisable(graph, lambda kept: make(kept, ()))
+    def mending(now: budget.Cast) -> budget.Cast:
+        return budget.Cast(graph, lambda kept: make(kept, ()))
 
-    def inapplicable(now: budget.Quantisable) -> budget.Quantisable:
+    def inapplicable(now: budget.Cast) -> budget.Cast:
         raise ExportError("there is no LayerNormalization")
 
     search = hunt(0.2)
@@ -104,7 +104,7 @@ def test_an_improvement_is_kept_only_if_it_measurably_helps(
         budget.Improvement("smoothing", inapplicable),
         budget.Improvement("mended weights", mending),
     ]
-    found = search.fastest(budget.Quantisable(graph, make), steps)
+    found = search.fastest(budget.Cast(graph, make), [steps])
     assert found.kept == () and [trial.step for trial in search.trials] == ["plain", "mended weights"]
 
 
@@ -115,7 +115,7 @@ def test_a_budget_out_of_reach_names_the_closest_graph(
     with pytest.raises(
         GateError, match=r"closest of \d+ tried is \d+ layers left in FP32: drop .* \(over the budget\)"
     ):
-        search.fastest(budget.Quantisable(graph, make), ())
+        search.fastest(budget.Cast(graph, make), ())
     assert len(search.trials) <= 12
 
 
@@ -133,7 +133,7 @@ def test_outputs_that_are_not_finite_miss_every_budget(
         return model
 
     search = hunt(0.2)
-    found = search.fastest(budget.Quantisable(graph, broken), ())
+    found = search.fastest(budget.Cast(graph, broken), ())
     assert search.trials[0].drop is None and found.kept == ("network.classifier",)
     assert found.layers[0].layers == ("network.classifier",) and found.layers[0].noise is None
 
@@ -141,6 +141,6 @@ def test_outputs_that_are_not_finite_miss_every_budget(
 def test_the_report_asks_every_layer_though_the_budget_is_met(
     graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto], hunt: Callable[..., budget.Hunt]
 ) -> None:
-    found = hunt(1.0, report=True).fastest(budget.Quantisable(graph, lambda kept: make(kept, ())), ())
+    found = hunt(1.0, report=True).fastest(budget.Cast(graph, lambda kept: make(kept, ())), ())
     assert len(found.layers) == 50 and not any(layer.kept for layer in found.layers)
     assert sum(layer.macs for layer in found.layers) == pytest.approx(1)

@@ -38,6 +38,38 @@ def test_int8_needs_both_factors_from_8_bits() -> None:
     assert inspect.compute_dtypes(_product(np.int16)) == {"product": "fp32"}
 
 
+def _factors(first: int, second: int) -> onnx.ModelProto:
+    """One MatMul of two constants [4, 4] of these types, each through DequantizeLinear unless it is a float."""
+    nodes, constants = [], [numpy_helper.from_array(np.float32(1), "one")]
+    for name, kind in (("a", first), ("b", second)):
+        stored = helper.tensor_dtype_to_np_dtype(kind)
+        constants.append(numpy_helper.from_array(np.eye(4).astype(stored), name))
+        if kind != TensorProto.FLOAT:
+            nodes.append(helper.make_node("DequantizeLinear", [name, "one"], [f"{name}d"], f"dq_{name}"))
+    reads = ["a" if first == TensorProto.FLOAT else "ad", "b" if second == TensorProto.FLOAT else "bd"]
+    nodes.append(helper.make_node("MatMul", reads, ["y"], "product"))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])
+    graph = helper.make_graph(nodes, "g", [], [output], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "dtype"),
+    [
+        (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FN, "fp8"),
+        (TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN, "fp32"),
+        (TensorProto.INT8, TensorProto.FLOAT8E4M3FN, "fp32"),
+        (TensorProto.FLOAT, TensorProto.INT4, "int4"),
+        (TensorProto.UINT4, TensorProto.FLOAT, "int4"),
+        (TensorProto.INT8, TensorProto.INT4, "fp32"),
+        (TensorProto.FLOAT, TensorProto.INT8, "fp32"),
+        (TensorProto.INT8, TensorProto.UINT8, "int8"),
+    ],
+)
+def test_what_two_factors_make(first: int, second: int, dtype: str) -> None:
+    assert inspect.compute_dtypes(_factors(first, second)) == {"product": dtype}
+
+
 def test_a_real_graph_is_fp32(graph: onnx.ModelProto) -> None:
     assert list(inspect.compute_dtypes(graph).values()) == ["fp32"] * 50
 

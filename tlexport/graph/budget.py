@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import onnx
 
@@ -35,20 +35,39 @@ class Verdict(NamedTuple):
 Judge = Callable[[onnx.ModelProto], Verdict | None]  # None: the graph's outputs are not finite
 
 
+class Lowerable(Protocol):
+    """What typed graphs are made from."""
+
+    @property
+    def base(self) -> onnx.ModelProto:
+        """Computes exactly what the network does."""
+        ...
+
+    def make(self, kept: Collection[str]) -> onnx.ModelProto:
+        """The typed graph with these layers in FP32."""
+        ...
+
+
+L = TypeVar("L", bound=Lowerable)
+
+
 @dataclass(frozen=True)
-class Quantisable:
-    """What typed graphs are made from: `base` computes exactly what the network does, `make` leaves the layers named in FP32."""
+class Cast:
+    """A typed graph that is made from the FP32 one in one step."""
 
     base: onnx.ModelProto
-    make: Callable[[Collection[str]], onnx.ModelProto]
+    makes: Callable[[Collection[str]], onnx.ModelProto]
+
+    def make(self, kept: Collection[str]) -> onnx.ModelProto:
+        return self.makes(kept)
 
 
 @dataclass(frozen=True)
-class Improvement:
+class Improvement(Generic[L]):
     """A better quantisation, described in words. `of` raises ExportError where it has nothing to work on."""
 
     words: str
-    of: Callable[[Quantisable], Quantisable]
+    of: Callable[[L], L]
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ class Found:
     """`kept` are the layers left in FP32, `layers` what each group costs: empty where that was not asked."""
 
     graph: onnx.ModelProto
+    base: onnx.ModelProto
     kept: tuple[str, ...] = ()
     layers: tuple[LayerCost, ...] = ()
 
@@ -82,39 +102,44 @@ class Hunt:
     trials: list[SearchTrial] = field(default_factory=list)
     evaluations: float = 0.0
 
-    def fastest(self, plain: Quantisable, improvements: Sequence[Improvement]) -> Found:
-        """The first graph that keeps the budget. Raises GateError naming the closest one where none does."""
+    def fastest(self, plain: L, rounds: Sequence[Sequence[Improvement[L]]]) -> Found:
+        """The first graph that keeps the budget; a later round of improvements is for what the earlier ones do not mend.
+
+        Raises GateError naming the closest one where none does.
+        """
         now, graph = plain, plain.make(())
-        if self._noise(graph) < NEGLIGIBLE or self._keeps(graph, "plain", ()):
+        noise = self._noise(graph)
+        if noise < NEGLIGIBLE or self._keeps(graph, "plain", ()):
             return self._with_report(now, graph)
-        now, graph, words = self._improved(now, graph, improvements)
-        if words and self._keeps(graph, words, ()):
-            return self._with_report(now, graph)
+        for improvements in rounds:
+            better, left, words = self._improved(now, noise, improvements)
+            if not words:
+                continue
+            now, noise, graph = better, left, better.make(())
+            if self._keeps(graph, words, ()):
+                return self._with_report(now, graph)
         return self._promoted(now, graph)
 
-    def _improved(
-        self, now: Quantisable, graph: onnx.ModelProto, improvements: Sequence[Improvement]
-    ) -> tuple[Quantisable, onnx.ModelProto, str]:
-        """Every improvement that takes at least GAIN off the noise, on top of those before it, and their names."""
-        noise, words = self._noise(graph), []
+    def _improved(self, now: L, noise: float, improvements: Sequence[Improvement[L]]) -> tuple[L, float, str]:
+        """Every improvement that takes at least GAIN off the noise, on top of those before it; what is left; their names."""
+        words = []
         for improvement in improvements:
             try:
                 better = improvement.of(now)
+                left = self._noise(better.make(()))
             except ExportError as error:
-                self.progress.say(f"search {self.name}: no {improvement.words}: {error}")
+                self.progress.say(f"search {self.name}: not {improvement.words}: {error}")
                 continue
-            found = better.make(())
-            left = self._noise(found)
             kept = left <= (1 - GAIN) * noise
             self.progress.say(
                 f"search {self.name}: {improvement.words}: noise {noise:.3g} -> {left:.3g}{'' if kept else ', left out'}"
             )
             if kept:
-                now, graph, noise = better, found, left
+                now, noise = better, left
                 words.append(improvement.words)
-        return now, graph, ", ".join(words)
+        return now, noise, ", ".join(words)
 
-    def _promoted(self, now: Quantisable, graph: onnx.ModelProto) -> Found:
+    def _promoted(self, now: Lowerable, graph: onnx.ModelProto) -> Found:
         groups = splice.groups(now.base, graph)
         noise = self._sensitivities(now, graph, groups)
         order = sorted(range(len(groups)), key=noise.__getitem__, reverse=True)
@@ -129,15 +154,15 @@ class Hunt:
         if found.groups is None:
             raise GateError(self._out_of_reach())
         kept = _members(groups, found.groups)
-        return Found(now.make(kept), kept, self._layers(groups, noise, macs, kept))
+        return Found(now.make(kept), now.base, kept, self._layers(groups, noise, macs, kept))
 
-    def _with_report(self, now: Quantisable, graph: onnx.ModelProto) -> Found:
+    def _with_report(self, now: Lowerable, graph: onnx.ModelProto) -> Found:
         """The graph as it is; with `report`, what each layer costs beside it."""
         if not self.effort.report:
-            return Found(graph)
+            return Found(graph, now.base)
         groups = splice.groups(now.base, graph)
         noise = self._sensitivities(now, graph, groups)
-        return Found(graph, (), self._layers(groups, noise, self._macs(now, groups), ()))
+        return Found(graph, now.base, (), self._layers(groups, noise, self._macs(now, groups), ()))
 
     def _keeps(self, graph: onnx.ModelProto, step: str, kept: tuple[str, ...]) -> bool:
         """Whether the graph keeps the budget; the trial is written down."""
@@ -163,13 +188,13 @@ class Hunt:
         return self.answers.noise(graph)
 
     def _sensitivities(
-        self, now: Quantisable, graph: onnx.ModelProto, groups: Sequence[splice.Group]
+        self, now: Lowerable, graph: onnx.ModelProto, groups: Sequence[splice.Group]
     ) -> list[float]:
         self.evaluations += len(groups) * len(self.answers) / self.effort.samples
         with self.progress.bar(f"asking {len(groups)} layers of {self.name}") as step:
             return sensitivities(self.answers, now.base, graph, groups, step)
 
-    def _macs(self, now: Quantisable, groups: Sequence[splice.Group]) -> list[float]:
+    def _macs(self, now: Lowerable, groups: Sequence[splice.Group]) -> list[float]:
         counted = cost.macs(now.base)
         total = max(sum(counted.values()), 1)
         return [sum(counted[name] for name in group) / total for group in groups]

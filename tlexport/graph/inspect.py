@@ -139,6 +139,12 @@ def require_valid(model: onnx.ModelProto) -> None:
         raise ExportError(f"the graph is not valid: {str(error).strip().splitlines()[0]}") from error
 
 
+def require_fp32(model: onnx.ModelProto, step: str) -> None:
+    """Raise ExportError, naming the step, if any product of the graph computes in another type."""
+    if wrong := sorted(set(compute_dtypes(model).values()) - {"fp32"}):
+        raise ExportError(f"{step} starts from an FP32 graph; this one computes in {', '.join(wrong)}")
+
+
 def require_loadable(model: onnx.ModelProto) -> None:
     """Raise ExportError unless ONNX's checker and ONNX Runtime both accept the graph."""
     import onnxruntime as ort

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tlexport import cores
+from tlexport import cores, origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect, versions
 
@@ -148,6 +148,7 @@ def _replace(
                 summed = np.sum([importance[name] for name in readers[weight]], axis=0)
                 constants, dequantise = _dequantised(floats[weight.name], weight, summed)
                 graph.initializer.extend(constants)
+                origin.set_module(dequantise, origin.module(node))
                 nodes.append(dequantise)
                 outputs[weight] = dequantise.output[0]
             node.input[1] = outputs[weight]

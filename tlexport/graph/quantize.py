@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -24,16 +22,13 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
-from tlexport.graph.calibration import Range
+from tlexport.graph.grid import FP8_WEIGHTS, Grid, Range, Weights, of_activation, scale_of
+from tlexport.graph.grid import Flavour as Flavour
 
-Flavour = Literal["trt", "cpu", "fp8"]
-
-LARGEST_FP8 = 448.0  # of E4M3; beyond it there is only NaN
 MOST_TAPS_FP8 = (
     32  # TensorRT-RTX 1.7 computes convolutions with larger kernels in FP32, whatever the graph says
 )
 LARGEST_BIAS = 2**31 - 2**10  # in 32 bits, with room for rounding in float32
-DEAD = 1e-12  # a largest magnitude below this is taken for zero; a scale made of it would underflow
 
 
 def tensors_to_calibrate(model: onnx.ModelProto, flavour: Flavour) -> list[str]:
@@ -78,8 +73,7 @@ def quantize(
     if missing := [name for name in activations if name not in ranges]:
         shown = origin.explained(", ".join(missing[:5]), model)
         raise ExportError(f"{len(missing)} of {len(activations)} tensors have no calibrated range: {shown}")
-    to_grid = {"trt": _symmetric, "cpu": _asymmetric, "fp8": _float8}[flavour]
-    grids = {name: to_grid(ranges[name]) for name in activations}
+    grids = {name: of_activation(ranges[name], flavour) for name in activations}
     weights = Weights(np.int8, 63 if reduce_range else 127)
     insertion = _Insertion(model.graph, grids, FP8_WEIGHTS if flavour == "fp8" else weights)
     for node in model.graph.node:
@@ -91,58 +85,6 @@ def quantize(
     result = insertion.applied_to(model)
     _ensure_quantised(result, chosen, "fp8" if flavour == "fp8" else "int8")
     return result
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Real value = scale * (stored - zero_point); scalars, or vectors [channels] along `axis`."""
-
-    scale: np.ndarray  # float32
-    zero_point: np.ndarray  # int8, uint8, int32 or float8 E4M3, which is the stored values' type
-    axis: int | None = None
-
-    def quantise(self, values: np.ndarray, largest: float) -> np.ndarray:
-        """Constants onto a grid whose zero point is 0, clipped to plus and minus `largest`; halves go to even."""
-        shape = (
-            [1] * values.ndim
-            if self.axis is None
-            else [-1 if d == self.axis else 1 for d in range(values.ndim)]
-        )
-        steps = values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape)
-        if np.issubdtype(self.zero_point.dtype, np.integer):
-            steps = np.rint(steps)
-        return np.clip(steps, -largest, largest).astype(self.zero_point.dtype)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What constant factors are stored as, symmetric around zero."""
-
-    dtype: type
-    largest: float
-
-
-FP8_WEIGHTS = Weights(ml_dtypes.float8_e4m3fn, LARGEST_FP8)
-
-
-def _symmetric(interval: Range) -> Grid:
-    return Grid(_step(interval.magnitude, 127), np.zeros((), np.int8))
-
-
-def _asymmetric(interval: Range) -> Grid:
-    """U8 over the interval widened to hold 0, which must be exact: padding and ReLU produce it."""
-    low, high = min(interval.low, 0.0), max(interval.high, 0.0)
-    scale = _step(high - low, 255)
-    return Grid(scale, np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
-
-
-def _float8(interval: Range) -> Grid:
-    return Grid(_step(interval.magnitude, LARGEST_FP8), np.zeros((), ml_dtypes.float8_e4m3fn))
-
-
-def _step(magnitude: np.ndarray | float, levels: float) -> np.ndarray:
-    """Magnitude / levels; 1 where there is nothing to represent, since a scale may be neither 0 nor infinite."""
-    return np.where(np.asarray(magnitude) < DEAD, 1.0, np.asarray(magnitude) / levels).astype(np.float32)
 
 
 class _Insertion:
@@ -225,7 +167,7 @@ class _Insertion:
         """Symmetric per channel, no finer than what lets the bias fit in 32 bits at scale `step * scale`."""
         others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
         magnitude = np.abs(weight).max(axis=others) if axis is not None else np.abs(weight).max()
-        scale = _step(magnitude, self.weights.largest)
+        scale = scale_of(magnitude, self.weights.largest)
         if bias is not None:
             scale = np.maximum(scale, np.abs(bias) / (step * LARGEST_BIAS)).astype(np.float32)
         return Grid(scale, np.zeros(scale.shape, self.weights.dtype), axis)

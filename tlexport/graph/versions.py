@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import version_converter
 
+from tlexport import origin
 from tlexport.errors import ExportError
 from tlexport.graph import inspect
 
@@ -22,8 +23,11 @@ def at_least(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise ExportError(
             f"the graph cannot be raised from opset {now} to {opset}: {str(error).strip()}; export it with opset {opset}"
         ) from error
-    if [node.name for node in raised.graph.node] != [node.name for node in model.graph.node]:
+    names = [[node.name for node in graph.node] for graph in (raised.graph, model.graph)]
+    if names[0] != names[1]:
         raise ExportError(
             f"raising the graph from opset {now} to {opset} changed its nodes; export it with opset {opset}"
         )
+    for node, original in zip(raised.graph.node, model.graph.node, strict=True):
+        origin.set_module(node, origin.module(original))  # the converter drops it
     return raised

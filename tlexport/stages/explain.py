@@ -195,9 +195,9 @@ def _named(run: Run, name: str) -> tuple[str, Variant | None]:
     variants = run.result("compile", CompileResult).variants if "compile" in run.manifest["stages"] else ()
     for variant in variants:
         if variant.name == name:
-            flavour = "int8-cpu" if variant.target == "cpu" else "int8-trt"
+            flavour = f"{variant.precision}-{'cpu' if variant.target == 'cpu' else 'trt'}"
             runs_here = variant.target in registry.BACKENDS[variant.backend].availability().runs
-            graph = flavour if variant.precision == "int8" else variant.precision
+            graph = flavour if variant.precision in ("int8", "int4") else variant.precision
             return graph, variant if runs_here else None
     raise RunError(
         f"{run.path} has no graph or variant {name!r} (graphs: {', '.join(graphs) or 'none'}; variants: "

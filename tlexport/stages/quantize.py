@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from tlexport.graph import (
     calibration,
     cast,
     cost,
+    draft,
     inspect,
     int4,
     quantize,
@@ -26,6 +27,7 @@ from tlexport.graph import (
     trace,
     versions,
 )
+from tlexport.graph.grid import Flavour
 from tlexport.modalities import metrics
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
@@ -35,7 +37,8 @@ from tlexport.run import Run
 BATCH = 16
 TIMEOUT = 3600.0
 FEWEST = 16  # calibration samples; below, the ranges of a tensor are those of a handful of samples
-PROBED = 16  # calibration samples that every layer is asked with
+PROBED = 16  # calibration samples that every layer is asked with, and an improvement is judged by
+ADJUSTED = 32  # calibration samples that weights and biases are adjusted on
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
@@ -81,7 +84,10 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
         calibration_samples=len(workshop.drawn),
         calibration_method=recipe.calibration.method,
     )
-    record.finish(result, outputs=[run / info.file for info in made[1:]])
+    bases = [run / f"graphs/{info.name}.base.onnx" for info in made[1:]]
+    record.finish(
+        result, outputs=[*(run / info.file for info in made[1:]), *(path for path in bases if path.is_file())]
+    )
     return result
 
 
@@ -107,11 +113,14 @@ class _Workshop:
     def typed(self, name: str) -> tuple[onnx.ModelProto, GraphSearch | None]:
         """The graph of that name, and how it was found if there was a budget to keep."""
         if name in ("fp16", "bf16"):
-            return self._within_budget(name, self._in_16_bits("bf16" if name == "bf16" else "fp16"))
+            return self._within_budget(name, self._in_16_bits("bf16" if name == "bf16" else "fp16"), ())
         if name.startswith("int4"):
-            return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"))
-        flavours: dict[str, quantize.Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
-        return self._within_budget(name, self._in_8_bits(name, flavours[name]))
+            return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"), ())
+        flavours: dict[str, Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
+        plain = self._in_8_bits(name, flavours[name])
+        return self._within_budget(
+            name, plain, draft.improvements(self._samples, learn=self.recipe.search.learn)
+        )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -136,67 +145,65 @@ class _Workshop:
             )
         return rows
 
-    def _in_16_bits(self, name: cast.HalfName) -> budget.Quantisable:
+    def _in_16_bits(self, name: cast.HalfName) -> budget.Cast:
         fixed = self.recipe.search.keep
-        return budget.Quantisable(
-            self.model, lambda kept: cast.to_half(self.model, name, exclude={*fixed, *kept})
-        )
+        return budget.Cast(self.model, lambda kept: cast.to_half(self.model, name, exclude={*fixed, *kept}))
 
-    def _in_8_bits(self, name: str, flavour: quantize.Flavour) -> budget.Quantisable:
+    def _in_8_bits(self, name: str, flavour: Flavour) -> draft.Draft:
         chosen = self.recipe.calibration
-        wanted = quantize.tensors_to_calibrate(self.model, flavour)
-        method = (
-            "max" if flavour == "fp8" else chosen.method
-        )  # a float's steps grow with it: nothing is won by clipping
-        title = f"calibrating {name} ({method}, {len(self.drawn)} samples)"
-        with self.progress.bar(title) as step:
+        # A float's steps grow with it, so that clipping wins nothing.
+        method: calibration.Method = "max" if flavour == "fp8" else chosen.method
+        with self.progress.bar(f"calibrating {name} ({method}, {len(self.drawn)} samples)") as step:
             ranges = calibration.calibrate(
                 self.model,
-                self._batches(len(self.drawn), step),
+                self._batches(0, len(self.drawn), step),
                 method=method,
                 percentile=chosen.percentile,
-                tensors=wanted,
+                flavour=flavour,
+                tensors=quantize.tensors_to_calibrate(self.model, flavour),
             )
         narrow = flavour == "cpu" and not machine.has_vnni()
-        fixed = self.recipe.search.keep
+        return draft.Draft(self.model, self.model, ranges, flavour, narrow, self.recipe.search.keep)
 
-        def make(kept: Collection[str]) -> onnx.ModelProto:
-            return quantize.quantize(
-                self.model, ranges, flavour, exclude={*fixed, *kept}, reduce_range=narrow
-            )
-
-        return budget.Quantisable(self.model, make)
-
-    def _int4(self, *, for_cpu: bool) -> budget.Quantisable:
+    def _int4(self, *, for_cpu: bool) -> budget.Cast:
         """Everything but the weights stays FP32 for CPUs, and becomes FP16 for GPUs."""
         model = versions.at_least(self.model, int4.OPSET)
         fixed = self.recipe.search.keep
         with self.progress.bar(f"calibrating int4 ({len(self.drawn)} samples)") as step:
-            importance = int4.mean_squares(model, self._batches(len(self.drawn), step))
+            importance = int4.mean_squares(model, self._batches(0, len(self.drawn), step))
 
         def make(kept: Collection[str]) -> onnx.ModelProto:
             exclude = {*fixed, *kept}
             floats = model if for_cpu else cast.to_half(model, "fp16", exclude=exclude)
             return int4.weights_to_int4(floats, importance, for_cpu=for_cpu, exclude=exclude)
 
-        return budget.Quantisable(model, make)
+        return budget.Cast(model, make)
 
     def _batches(
-        self, count: int, step: Callable[[int, int], None] | None = None
+        self, first: int, last: int, step: Callable[[int, int], None] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, count, BATCH):
-            stop = min(start + BATCH, count)
+        for start in range(first, last, BATCH):
+            stop = min(start + BATCH, last)
             yield tensors.named(self.drawn[start:stop], self.names)
             if step is not None:
-                step(stop, count)
+                step(stop - first, last - first)
 
     @cached_property
-    def answers(self) -> sensitivity.Answers:
-        batches = list(self._batches(min(PROBED, len(self.drawn))))
+    def _samples(self) -> draft.Samples:
+        """All, and a few to adjust weights on: none of those that `_answers` judges the adjustment by, if there are others."""
+        count = min(ADJUSTED, max(len(self.drawn) - PROBED, PROBED))
+        return draft.Samples(
+            lambda: self._batches(0, len(self.drawn)), list(self._batches(0, min(count, len(self.drawn))))
+        )
+
+    @cached_property
+    def _answers(self) -> sensitivity.Answers:
+        """The scores of the last calibration samples."""
+        batches = list(self._batches(max(0, len(self.drawn) - PROBED), len(self.drawn)))
         return sensitivity.Answers(self.model, batches, typed.executable)
 
     def _within_budget(
-        self, name: str, plain: budget.Quantisable
+        self, name: str, plain: budget.L, rounds: Sequence[Sequence[budget.Improvement[budget.L]]]
     ) -> tuple[onnx.ModelProto, GraphSearch | None]:
         config, folder = self.recipe.search, self.run / "reference/validation"
         if not config.enabled or not folder.is_dir():
@@ -206,19 +213,19 @@ class _Workshop:
         hunt = budget.Hunt(
             name,
             lambda graph: self._verdict(name, graph, reference),
-            self.answers,
+            self._answers,
             cost.CPU if name.endswith("-cpu") else cost.GPU,
             budget.Effort(len(reference), config.evaluations, config.report),
             self.progress,
         )
         note = ""
         try:
-            found = hunt.fastest(plain, ())
-        except (
-            DataError
-        ) as error:  # validation has too few samples to judge by; verify will say what test can say
-            found, note = budget.Found(plain.make(())), f"not searched: {error}"
+            found = hunt.fastest(plain, rounds)
+        except DataError as error:
+            # Validation has too few samples to judge by; verify will say what test can say.
+            found, note = budget.Found(plain.make(()), plain.base), f"not searched: {error}"
             self.progress.warn(f"search {name}: {note}")
+        self._keep_base(name, found.base)
         return found.graph, GraphSearch(
             graph=name,
             budget=reference.limit,
@@ -230,6 +237,13 @@ class _Workshop:
             evaluations=round(hunt.evaluations, 2),
             note=note,
         )
+
+    def _keep_base(self, name: str, base: onnx.ModelProto) -> None:
+        """The FP32 graph that the typed one was made from, if its weights were rescaled: explain-drop compares with it."""
+        path = self.run / f"graphs/{name}.base.onnx"
+        path.unlink(missing_ok=True)
+        if base is not self.model and not name.startswith("int4"):
+            trace.save(base, path)
 
     def _verdict(
         self, name: str, graph: onnx.ModelProto, reference: comparison.Comparison
