@@ -368,7 +368,7 @@ def explain_drop(
 @app.command(
     "compile",
     epilog="Example: tlexport compile runs/cxr --target sm89 --target sm120\n\n"
-    "Example: tlexport compile runs/cxr --timeout 7200 tensorrt.workspace_mb=2048 tensorrt.timing_cache=run",
+    "Example: tlexport compile runs/cxr --timeout 7200 tensorrt.workspace_mb=2048 tensorrt.tf32=true",
 )
 def compile_(
     run: RunPath,

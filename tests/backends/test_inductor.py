@@ -296,7 +296,9 @@ def test_what_it_does_not_do_is_refused(tmp_path) -> None:
     assert "int8" in inductor.refusal("cpu", "int8") and "sm89" in inductor.refusal("sm89", "fp32")
     for target, load, told in (("cpu", None, "without one"), ("sm89", hanging, "never read back")):
         with pytest.raises(CompileError, match=told):
-            inductor.build(tmp_path / "g.onnx", tmp_path / "m.pt2", target, PROFILE, {}, load)
+            inductor.build(
+                tmp_path / "g.onnx", tmp_path / "m.pt2", target, PROFILE, {}, Options(network=load)
+            )
 
 
 def test_a_recipe_chooses_the_backends() -> None:

@@ -58,7 +58,7 @@ def test_a_build_over_the_limit_is_a_failed_variant_that_names_the_setting(run_c
 
 def test_help_names_the_limit_and_the_options(tlx: Cli) -> None:
     shown = tlx("compile", "--help").out
-    for words in ("--timeout", "tensorrt.workspace_mb", "tensorrt.timing_cache=run", "compile.timeout"):
+    for words in ("--timeout", "tensorrt.workspace_mb", "tensorrt.tf32=true", "compile.timeout"):
         assert words in shown
     sections = json.loads(tlx("schema", "recipe").out)["$defs"]
     assert {"workspace_mb", "tf32", "timing_cache"} <= set(sections["TensorRT"]["properties"])
