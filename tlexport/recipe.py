@@ -375,6 +375,9 @@ class Search(Section):
         True,
         description="learn how to round weights (AdaRound, minutes) where quicker improvements miss the budget",
     )
+    least: float = Field(
+        0.8, ge=0, le=1, description="share of the operations that a search leaves in low precision at least"
+    )
     keep: tuple[str, ...] = Field((), description="layers that stay in FP32, by their names in the graph")
     report: bool = Field(
         False, description="ask every layer what it costs, also where the budget is met without"

@@ -24,12 +24,22 @@ NEGLIGIBLE = 1e-4  # of the scores' variance (40 dB): where decisions are lost t
 
 
 class Verdict(NamedTuple):
-    """A graph's drop of the metric with its interval, and whether the unfavourable end is within the budget."""
+    """A graph's drop of the metric with its interval, and the largest drop allowed."""
 
     drop: float
     low: float
     high: float
-    within: bool
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Non-inferiority: the unfavourable end keeps the limit."""
+        return self.high <= self.limit
+
+    @property
+    def undecided(self) -> bool:
+        """The estimate keeps the limit and the interval's end does not: more samples would tell."""
+        return self.drop <= self.limit < self.high
 
 
 Judge = Callable[[onnx.ModelProto], Verdict | None]  # None: the graph's outputs are not finite
@@ -47,6 +57,10 @@ class Lowerable(Protocol):
         """The typed graph with these layers in FP32."""
         ...
 
+    def alone(self) -> onnx.ModelProto:
+        """The typed graph of which a single layer's cost may be asked: nothing in it is adjusted to other layers' errors."""
+        ...
+
 
 L = TypeVar("L", bound=Lowerable)
 
@@ -61,6 +75,9 @@ class Cast:
     def make(self, kept: Collection[str]) -> onnx.ModelProto:
         return self.makes(kept)
 
+    def alone(self) -> onnx.ModelProto:
+        return self.makes(())
+
 
 @dataclass(frozen=True)
 class Improvement(Generic[L]):
@@ -72,21 +89,29 @@ class Improvement(Generic[L]):
 
 @dataclass(frozen=True)
 class Effort:
-    """`samples` is how many judge a graph, the unit of one evaluation; `report` asks every layer in any case."""
+    """`samples` is how many judge a graph, the unit of one evaluation; `report` asks every layer in any case.
+
+    `least` is the share of the operations that stays in low precision: with less a typed graph has no point.
+    """
 
     samples: int
     evaluations: int
+    least: float
     report: bool
 
 
 @dataclass(frozen=True)
 class Found:
-    """`kept` are the layers left in FP32, `layers` what each group costs: empty where that was not asked."""
+    """`kept` are the layers left in FP32, `layers` what each group costs: empty where that was not asked.
+
+    `note` says so where the samples do not decide whether the budget is kept.
+    """
 
     graph: onnx.ModelProto
     base: onnx.ModelProto
     kept: tuple[str, ...] = ()
     layers: tuple[LayerCost, ...] = ()
+    note: str = ""
 
 
 @dataclass
@@ -101,22 +126,24 @@ class Hunt:
     progress: Progress
     trials: list[SearchTrial] = field(default_factory=list)
     evaluations: float = 0.0
+    closest: tuple[Verdict, Lowerable, tuple[str, ...]] | None = None
 
     def fastest(self, plain: L, rounds: Sequence[Sequence[Improvement[L]]]) -> Found:
         """The first graph that keeps the budget; a later round of improvements is for what the earlier ones do not mend.
 
-        Raises GateError naming the closest one where none does.
+        Where none keeps it at its interval's end, the closest whose estimate does, with a note. Raises GateError naming the
+        closest one where no estimate does.
         """
         now, graph = plain, plain.make(())
         noise = self._noise(graph)
-        if noise < NEGLIGIBLE or self._keeps(graph, "plain", ()):
+        if noise < NEGLIGIBLE or self._keeps(now, graph, "plain", ()):
             return self._with_report(now, graph)
         for improvements in rounds:
             better, left, words = self._improved(now, noise, improvements)
             if not words:
                 continue
             now, noise, graph = better, left, better.make(())
-            if self._keeps(graph, words, ()):
+            if self._keeps(now, graph, words, ()):
                 return self._with_report(now, graph)
         return self._promoted(now, graph)
 
@@ -141,33 +168,49 @@ class Hunt:
 
     def _promoted(self, now: Lowerable, graph: onnx.ModelProto) -> Found:
         groups = splice.groups(now.base, graph)
-        noise = self._sensitivities(now, graph, groups)
-        order = sorted(range(len(groups)), key=noise.__getitem__, reverse=True)
-        macs = self._macs(now, groups)
+        noise, macs = self._sensitivities(now, groups), self._macs(now, groups)
+        layers = self._layers(groups, noise, macs)
 
         def keeps(promoted: frozenset[int]) -> bool:
             kept = _members(groups, promoted)
-            return self._keeps(now.make(kept), "layers left in FP32", kept)
+            return self._keeps(now, now.make(kept), "layers left in FP32", kept)
 
+        order = _affordable(noise, macs, 1 - self.effort.least - cost.share(graph, "fp32"))
         left = max(1, int(self.effort.evaluations - self.evaluations))
         found = search.fewest_promotions(order, keeps, evaluations=left, gain=macs)
-        if found.groups is None:
+        if found.groups is not None:
+            kept = _members(groups, found.groups)
+            return Found(now.make(kept), now.base, kept, _marked(layers, kept))
+        if self.closest is None or not self.closest[0].undecided:
             raise GateError(self._out_of_reach())
-        kept = _members(groups, found.groups)
-        return Found(now.make(kept), now.base, kept, self._layers(groups, noise, macs, kept))
+        verdict, best, kept = self.closest
+        return Found(best.make(kept), best.base, kept, _marked(layers, kept), self._undecided(verdict))
+
+    def _undecided(self, verdict: Verdict) -> str:
+        """The interval's half width falls with the root of the number of samples."""
+        wanted = (
+            self.effort.samples
+            * ((verdict.high - verdict.drop) / max(verdict.limit - verdict.drop, 1e-9)) ** 2
+        )
+        return (
+            f"undecided: the drop is {verdict.drop:.4g} and at worst {verdict.high:.4g}, over the {verdict.limit:.4g} allowed; "
+            f"about {wanted:.2g} samples would tell, {self.effort.samples} do not"
+        )
 
     def _with_report(self, now: Lowerable, graph: onnx.ModelProto) -> Found:
         """The graph as it is; with `report`, what each layer costs beside it."""
         if not self.effort.report:
             return Found(graph, now.base)
         groups = splice.groups(now.base, graph)
-        noise = self._sensitivities(now, graph, groups)
-        return Found(graph, now.base, (), self._layers(groups, noise, self._macs(now, groups), ()))
+        noise = self._sensitivities(now, groups)
+        return Found(graph, now.base, (), self._layers(groups, noise, self._macs(now, groups)))
 
-    def _keeps(self, graph: onnx.ModelProto, step: str, kept: tuple[str, ...]) -> bool:
+    def _keeps(self, made_by: Lowerable, graph: onnx.ModelProto, step: str, kept: tuple[str, ...]) -> bool:
         """Whether the graph keeps the budget; the trial is written down."""
         verdict = self.judge(graph)
         self.evaluations += 1
+        if verdict is not None and (self.closest is None or verdict.high < self.closest[0].high):
+            self.closest = verdict, made_by, kept
         trial = SearchTrial(
             step=step,
             kept=kept,
@@ -187,12 +230,10 @@ class Hunt:
         self.evaluations += len(self.answers) / self.effort.samples
         return self.answers.noise(graph)
 
-    def _sensitivities(
-        self, now: Lowerable, graph: onnx.ModelProto, groups: Sequence[splice.Group]
-    ) -> list[float]:
+    def _sensitivities(self, now: Lowerable, groups: Sequence[splice.Group]) -> list[float]:
         self.evaluations += len(groups) * len(self.answers) / self.effort.samples
         with self.progress.bar(f"asking {len(groups)} layers of {self.name}") as step:
-            return sensitivities(self.answers, now.base, graph, groups, step)
+            return sensitivities(self.answers, now.base, now.alone(), groups, step)
 
     def _macs(self, now: Lowerable, groups: Sequence[splice.Group]) -> list[float]:
         counted = cost.macs(now.base)
@@ -204,7 +245,6 @@ class Hunt:
         groups: Sequence[splice.Group],
         noise: Sequence[float],
         macs: Sequence[float],
-        kept: Collection[str],
     ) -> tuple[LayerCost, ...]:
         """Most harmful first."""
         found = [
@@ -212,7 +252,7 @@ class Hunt:
                 layers=group,
                 noise=noise[number] if math.isfinite(noise[number]) else None,
                 macs=macs[number],
-                kept=group[0] in kept,
+                kept=False,
             )
             for number, group in enumerate(groups)
         ]
@@ -224,7 +264,7 @@ class Hunt:
         closest = min(self.trials, key=lambda t: math.inf if t.drop_high is None else t.drop_high)
         return (
             f"no {self.name} graph keeps the budget on the validation samples; the closest of {len(self.trials)} tried is "
-            f"{told(closest)}; raise gates.max_drop, or use a higher precision"
+            f"{told(closest)}; raise gates.max_drop, allow more layers in FP32 (search.least), or use a higher precision"
         )
 
 
@@ -237,6 +277,20 @@ def told(trial: SearchTrial) -> str:
         f"{layers}drop {trial.drop:.4g}, at worst {trial.drop_high:.4g}{'' if trial.within else ' (over the budget)'}, "
         f"{trial.low_macs:.0%} of the operations in low precision"
     )
+
+
+def _affordable(noise: Sequence[float], macs: Sequence[float], share: float) -> list[int]:
+    """Groups by noise, the largest first, as long as their operations together are within `share`; others are passed over."""
+    order, spent = [], 0.0
+    for group in sorted(range(len(noise)), key=noise.__getitem__, reverse=True):
+        if spent + macs[group] <= share:
+            order.append(group)
+            spent += macs[group]
+    return order
+
+
+def _marked(layers: Sequence[LayerCost], kept: Collection[str]) -> tuple[LayerCost, ...]:
+    return tuple(layer.model_copy(update={"kept": layer.layers[0] in kept}) for layer in layers)
 
 
 def _members(groups: Sequence[splice.Group], chosen: Collection[int]) -> tuple[str, ...]:

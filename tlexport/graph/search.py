@@ -29,13 +29,14 @@ def fewest_promotions(
 ) -> Promoted:
     """The shortest prefix of `order` found that meets the budget when promoted, less what it turns out not to need.
 
-    `order` holds every group, the most harmful first; promoting none is known to miss the budget and promoting all leaves
-    nothing in the lower precision. Bisection asks at most ceil(log2(len(order))) times. It rests on the drop falling as
+    `order` holds the groups that may be promoted, the most harmful first; promoting none is known to miss the budget, and
+    promoting all is judged first. Then bisection asks at most ceil(log2(len(order))) times. It rests on the drop falling as
     more is promoted; what is returned was judged itself, whether or not that holds. Evaluations that are left try to take
     promoted groups back, the one with the largest `gain` (by group: what the lower precision saves there) first.
     """
-    asked, low, high = 0, 0, len(order)
-    found: frozenset[int] | None = None
+    if not order or not judge(frozenset(order)):
+        return Promoted(None, min(1, len(order)))
+    found, asked, low, high = frozenset(order), 1, 0, len(order)
     while high - low > 1 and asked < evaluations:
         middle = (low + high) // 2
         promoted = frozenset(order[:middle])
@@ -44,8 +45,6 @@ def fewest_promotions(
             found, high = promoted, middle
         else:
             low = middle
-    if found is None:
-        return Promoted(None, asked)
     needed = {order[high - 1]} if high - low == 1 else set()
     for group in sorted(found - needed, key=lambda group: gain[group], reverse=True):
         if asked >= evaluations:

@@ -38,6 +38,8 @@ BATCH = 16
 TIMEOUT = 3600.0
 FEWEST = 16  # calibration samples; below, the ranges of a tensor are those of a handful of samples
 PROBED = 16  # calibration samples that every layer is asked with, and an improvement is judged by
+LEAST_PROBED = 4
+ASKED = 4  # passes over the validation samples that asking every layer may cost
 ADJUSTED = 32  # calibration samples that weights and biases are adjusted on
 
 
@@ -118,9 +120,7 @@ class _Workshop:
             return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"), ())
         flavours: dict[str, Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
         plain = self._in_8_bits(name, flavours[name])
-        return self._within_budget(
-            name, plain, draft.improvements(self._samples, learn=self.recipe.search.learn)
-        )
+        return self._within_budget(name, plain, draft.improvements(learn=self.recipe.search.learn))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -163,7 +163,8 @@ class _Workshop:
                 tensors=quantize.tensors_to_calibrate(self.model, flavour),
             )
         narrow = flavour == "cpu" and not machine.has_vnni()
-        return draft.Draft(self.model, self.model, ranges, flavour, narrow, self.recipe.search.keep)
+        fixed = self.recipe.search.keep
+        return draft.Draft(self.model, self.model, ranges, flavour, narrow, fixed, self._samples)
 
     def _int4(self, *, for_cpu: bool) -> budget.Cast:
         """Everything but the weights stays FP32 for CPUs, and becomes FP16 for GPUs."""
@@ -197,9 +198,17 @@ class _Workshop:
         )
 
     @cached_property
+    def _probes(self) -> int:
+        """Samples that every layer is asked with: fewer where validation has so few that they would cost more than ASKED passes."""
+        folder = self.run / "reference/validation"
+        judged = len(np.load(folder / "labels.npy", mmap_mode="r")) if folder.is_dir() else PROBED
+        layers = max(1, len(inspect.compute_dtypes(self.model)))
+        return int(np.clip(ASKED * judged // layers, LEAST_PROBED, PROBED))
+
+    @cached_property
     def _answers(self) -> sensitivity.Answers:
         """The scores of the last calibration samples."""
-        batches = list(self._batches(max(0, len(self.drawn) - PROBED), len(self.drawn)))
+        batches = list(self._batches(max(0, len(self.drawn) - self._probes), len(self.drawn)))
         return sensitivity.Answers(self.model, batches, typed.executable)
 
     def _within_budget(
@@ -215,16 +224,16 @@ class _Workshop:
             lambda graph: self._verdict(name, graph, reference),
             self._answers,
             cost.CPU if name.endswith("-cpu") else cost.GPU,
-            budget.Effort(len(reference), config.evaluations, config.report),
+            budget.Effort(len(reference), config.evaluations, config.least, config.report),
             self.progress,
         )
-        note = ""
         try:
             found = hunt.fastest(plain, rounds)
         except DataError as error:
             # Validation has too few samples to judge by; verify will say what test can say.
-            found, note = budget.Found(plain.make(()), plain.base), f"not searched: {error}"
-            self.progress.warn(f"search {name}: {note}")
+            found = budget.Found(plain.make(()), plain.base, note=f"not searched: {error}")
+        if found.note:
+            self.progress.warn(f"search {name}: {found.note}")
         self._keep_base(name, found.base)
         return found.graph, GraphSearch(
             graph=name,
@@ -235,7 +244,7 @@ class _Workshop:
             layers=found.layers,
             kept=found.kept,
             evaluations=round(hunt.evaluations, 2),
-            note=note,
+            note=found.note,
         )
 
     def _keep_base(self, name: str, base: onnx.ModelProto) -> None:
@@ -267,7 +276,7 @@ class _Workshop:
         if not np.isfinite(found).all():
             return None
         drop = reference.drop(found)
-        return budget.Verdict(drop.estimate, drop.low, drop.high, reference.within(drop))
+        return budget.Verdict(drop.estimate, drop.low, drop.high, reference.limit)
 
 
 def _info(run: Run, name: str, precision: str, model: onnx.ModelProto) -> GraphInfo:
