@@ -6,9 +6,11 @@ ONNX Runtime at its full optimisation, `trt` graphs at the basic level, which ke
 ONNX Runtime run in the interpreter that --competitors names; one that is missing there says so in its row.
 
 The rule for a tie, fixed before any result: tlexport is not behind a maker if its drop is at most the maker's plus 1/n, what
-one of n flipped test samples is worth (exactly so for an accuracy; for an AUC a sample that passes the whole other class is
-worth more, so 1/n is the stricter). Goals: a drop within 0.005, as it was measured and at its interval's unfavourable end; at
-least 80% of the multiply-accumulates in INT8; never behind.
+one of n flipped test samples is worth in accuracy. An AUC takes the same 1/n by convention; where every maker's drop is below
+it, as on an easy data set, it tells none of them apart.
+
+Goals: a drop within 0.005, as it was measured and at its interval's unfavourable end; at least 80% of the multiply-accumulates
+in INT8; never behind.
 
 With --work the runs and graphs are kept, and a call that was stopped resumes: a fine-tuned run is taken as it stands, a rival's
 graph if it was made from the same FP32 graph and samples, tlexport's own if the commit is the same. Results of several calls

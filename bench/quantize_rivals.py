@@ -125,13 +125,14 @@ def nncf(options: argparse.Namespace, samples: np.ndarray) -> dict[str, Any]:
     else:
         inputs = np.load(options.validation / "inputs.npy", allow_pickle=False)
         labels = np.load(options.validation / "labels.npy", allow_pickle=False)
-        pairs = [(inputs[i : i + 1], labels[i]) for i in range(len(inputs))]
+        rows = [slice(start, start + BATCH) for start in range(0, len(inputs), BATCH)]
+        pairs = [(inputs[of], labels[of]) for of in rows]
         validation = library.Dataset(pairs, lambda pair: {name: pair[0]})
         made = library.quantize_with_accuracy_control(
             model,
             calibration,
             validation,
-            lambda candidate, rows: measured(candidate, rows, name, options.metric),
+            lambda candidate, parts: measured(candidate, parts, name, options.metric),
             max_drop=options.max_drop,
             drop_type=library.DropType.ABSOLUTE,
             **settings,
@@ -140,15 +141,15 @@ def nncf(options: argparse.Namespace, samples: np.ndarray) -> dict[str, Any]:
     return {key: str(value) for key, value in settings.items()} | {"bias_correction": "fast"}
 
 
-def measured(model: Any, rows: Any, name: str, metric: str) -> tuple[float, None]:
-    """The metric of NNCF's candidate over (input, label) pairs; no single sample has a value of its own."""
+def measured(model: Any, parts: Any, name: str, metric: str) -> tuple[float, None]:
+    """The metric of NNCF's candidate over pairs of images and labels; no sample has a value of its own."""
     import onnxruntime
 
     content = model if isinstance(model, bytes) else model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    pairs = list(rows)
-    outputs = np.concatenate([session.run(None, {name: image})[0] for image, _ in pairs])
-    labels = np.array([int(np.ravel(label)[0]) for _, label in pairs])
+    pairs = list(parts)
+    outputs = np.concatenate([session.run(None, {name: images})[0] for images, _ in pairs])
+    labels = np.concatenate([np.ravel(of) for _, of in pairs])
     if metric == "accuracy":
         return float((decided(outputs) == labels).mean()), None
     from sklearn.metrics import roc_auc_score
