@@ -81,6 +81,12 @@ def test_cifar10_subset_limited(shared_data: Path) -> None:
     assert set(found.report.counts["train"].values()) <= {19, 20, 21}
 
 
+def test_fewer_training_images_leave_val_and_test_whole(shared_data: Path) -> None:
+    found = loaded(shared_data / "cifar10_subset" / "cifar10_subset.npz", train_size=100)
+    assert found.report.samples == {"train": 100, "val": 1000, "test": 1000}
+    assert set(found.report.counts["train"].values()) == {10}
+
+
 def test_hymenoptera_decoded_once_and_equal_to_one_by_one(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "hymenoptera"
     seen: list[tuple[int, int]] = []

@@ -166,6 +166,9 @@ def _divided(
     rows, origin = splits.divide(labels, stated, samples.groups, fractions, seed)
     if data.limit:
         rows = {name: of[splits.subset(labels[of], data.limit, seed)] for name, of in rows.items()}
+    if data.train_size:
+        train = rows["train"]
+        rows["train"] = train[splits.subset(labels[train], data.train_size, seed)]
     return rows, origin
 
 
