@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 
 from tlexport.backends.typed import rounding_to_half
-from tlexport.graph import attribution, search, splice
+from tlexport.graph import attribution, probe, search, splice
 from tlexport.graph.calibration import calibrate
 from tlexport.graph.cast import to_half
 from tlexport.graph.quantize import quantize, tensors_to_calibrate
@@ -141,7 +141,7 @@ def _strongest(graph: onnx.ModelProto, batches: list[dict[str, np.ndarray]], lay
     relu = next(
         n for n in graph.graph.node if n.op_type == "Relu" and n.input[0] == _output(graph, f"layers.{layer}")
     )
-    values = attribution.session(graph, [relu.output[0]]).run(None, batches[0])[0]
+    values = probe.showing(graph, [relu.output[0]]).run(None, batches[0])[0]
     return int(np.square(values).mean(axis=(0, 2, 3)).argmax())
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from tlexport import cores
-from tlexport.graph import inspect
+from tlexport.graph import inspect, probe
 
 OUTLIER = 8.0  # times the median channel: it leaves that one 16 of 127 levels, 24 dB
 CLIPPED = 1e-2  # of a tensor's squared values: more lies in what is cut off than the rounding of 8 bits costs
@@ -53,7 +51,7 @@ def ratios(
     ]
     names = [str(node.output[0]) for node in layers]
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    right, wrong = session(model, names), session(executable(typed), names)
+    right, wrong = probe.showing(model, names), probe.showing(executable(typed), names)
     for batch in batches:
         for index, (x, y) in enumerate(
             zip(right.run(None, dict(batch)), wrong.run(None, dict(batch)), strict=True)
@@ -197,7 +195,7 @@ def _observed(model: onnx.ModelProto, names: Sequence[str], batches: Batches) ->
         for name in names
     }
     given = {value.name for value in model.graph.input}
-    computed = session(model, [name for name in names if name not in given])
+    computed = probe.showing(model, [name for name in names if name not in given])
     made = [name for name in names if name not in given]
     for batch in batches:
         values = dict(zip(made, computed.run(None, dict(batch)), strict=True)) if made else {}
@@ -216,20 +214,3 @@ def _decibels(signal: float, noise: float) -> float | None:
     if not math.isfinite(noise):
         return -math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def session(model: onnx.ModelProto, names: Iterable[str]) -> Any:
-    """The graph with these tensors as its outputs, computed as it is written."""
-    import onnxruntime as ort
-
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = cores.usable()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])

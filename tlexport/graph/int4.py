@@ -9,16 +9,16 @@ Frantar et al. 2023, arXiv:2210.17323, section 3; clipped as in AWQ, Lin et al. 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tlexport import cores, origin
+from tlexport import origin
 from tlexport.errors import ExportError
-from tlexport.graph import inspect, versions
+from tlexport.graph import inspect, probe, versions
 
 OPSET = 21  # the first with INT4 and with blocks in DequantizeLinear
 BLOCKS = (64, 32, 16)  # the largest that divides the inner dimension is taken
@@ -68,7 +68,7 @@ def mean_squares(
     chosen = quantisable(model)
     factors = {node.name: node.input[0] for node in model.graph.node if node.name in chosen}
     tensors = sorted(set(factors.values()))
-    session = _session(model, tensors)
+    session = probe.showing(model, tensors)
     sums: dict[str, np.ndarray] = dict.fromkeys(tensors, np.zeros(()))
     rows = dict.fromkeys(tensors, 0)
     for batch in batches:
@@ -236,19 +236,3 @@ def _scaled(graph: onnx.GraphProto) -> set[str]:
 
 def _flag(node: NodeProto, name: str) -> bool:
     return any(attribute.name == name and attribute.i for attribute in node.attribute)
-
-
-def _session(model: onnx.ModelProto, tensors: list[str]) -> Any:
-    """An ONNX Runtime session of the graph with the tensors as outputs."""
-    import onnxruntime as ort
-
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = cores.usable()
-    return ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -29,6 +29,11 @@ def session(model: onnx.ModelProto, tensors: Collection[str]) -> Any:
         raise ExportError(
             f"only float32 tensors of the graph can be calibrated, not {', '.join(strange[:5])}"
         )
+    return showing(model, tensors)
+
+
+def showing(model: onnx.ModelProto, tensors: Collection[str]) -> Any:
+    """As `session`, for tensors that are known to be float32."""
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     del observed.graph.output[:]
@@ -39,13 +44,13 @@ def session(model: onnx.ModelProto, tensors: Collection[str]) -> Any:
 
 
 def loaded(model: onnx.ModelProto) -> Any:
-    """A session that computes what the graph is typed with: no 8-bit kernel replaces Q, DQ and product."""
+    """A session that computes what the graph is typed with: no low-precision kernel replaces Q, DQ and product."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = cores.usable()
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

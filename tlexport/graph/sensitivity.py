@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 
-from tlexport import cores
-from tlexport.graph import splice
+from tlexport.graph import probe, splice
 
 Step = Callable[[int, int], None]  # done, of how many
 SCORES = ("Softmax", "Sigmoid", "LogSoftmax")  # what saturates: the error is measured on what goes in
@@ -40,7 +38,7 @@ class Answers:
 
     def of(self, model: onnx.ModelProto) -> np.ndarray:
         """float64 [n, K]: the scores that a graph gives the samples."""
-        session = _session(self.executable(model), self.scores)
+        session = probe.showing(self.executable(model), [self.scores])
         found = [session.run(None, dict(batch))[0] for batch in self.batches]
         return np.concatenate(found).astype(np.float64)
 
@@ -72,20 +70,3 @@ def scores(model: onnx.ModelProto) -> str:
     output = str(model.graph.output[0].name)
     last = next(node for node in model.graph.node if output in node.output)
     return str(last.input[0]) if last.op_type in SCORES else output
-
-
-def _session(model: onnx.ModelProto, output: str) -> Any:
-    """Q/DQ is kept as it is written (basic level): what is judged is the grid, not one CPU's kernels."""
-    import onnxruntime as ort
-
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    del observed.graph.output[:]
-    observed.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = cores.usable()
-    quantised = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if quantised else levels.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])

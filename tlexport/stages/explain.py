@@ -15,7 +15,7 @@ from tlexport import tensors
 from tlexport.backends import registry, typed
 from tlexport.errors import RunError
 from tlexport.evidence import stats
-from tlexport.graph import attribution, inspect, search, sensitivity, splice, trace
+from tlexport.graph import attribution, inspect, probe, search, sensitivity, splice, trace
 from tlexport.modalities import metrics
 from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Progress
@@ -128,7 +128,7 @@ class _Evidence:
     def _answers(self, name: str) -> np.ndarray:
         """What ONNX Runtime makes of a graph as it is written."""
         model = self.graph(name)
-        session = attribution.session(typed.executable(model), [model.graph.output[0].name])
+        session = probe.showing(typed.executable(model), [model.graph.output[0].name])
         return np.concatenate([session.run(None, dict(batch))[0] for batch in self.batches])
 
     def _artifact(self, variant: Variant) -> np.ndarray:
