@@ -20,6 +20,7 @@ from tlexport.progress import Progress
 from tlexport.results import LayerCost, SearchTrial
 
 GAIN = 0.05  # of the noise: a smaller improvement is not told from chance on a few samples
+ROUNDING = 1e-12  # of a difference of two means: 0.865 - 0.86 is more than 0.005
 NEGLIGIBLE = 1e-4  # of the scores' variance (40 dB): where decisions are lost to that, verify still says so
 
 
@@ -34,12 +35,12 @@ class Verdict(NamedTuple):
     @property
     def within(self) -> bool:
         """Non-inferiority: the unfavourable end keeps the limit."""
-        return self.high <= self.limit
+        return self.high <= self.limit + ROUNDING
 
     @property
     def undecided(self) -> bool:
         """The estimate keeps the limit and the interval's end does not: more samples would tell."""
-        return self.drop <= self.limit < self.high
+        return self.drop <= self.limit + ROUNDING < self.high
 
 
 Judge = Callable[[onnx.ModelProto], Verdict | None]  # None: the graph's outputs are not finite

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ class Judge:
             "max_abs_error": found.max_abs_error,
             "judged_by": judged_by,
         }
-        failed = self._failed(numbers, flips.share if flips else None, variant)
+        failed = self._failed(drop, flips.share if flips else None, variant)
         passed = "pass" if here else NOT_RUN_HERE
         reason = failed or ("" if here else f"accuracy judged by {judged_by} on the same typed graph")
         return variant.model_copy(
@@ -135,14 +134,14 @@ class Judge:
             confidence=self.recipe.verify.confidence,
         )
 
-    def _failed(self, numbers: dict[str, Any], flipped: float | None, variant: Variant) -> str:
+    def _failed(self, drop: stats.Interval, flipped: float | None, variant: Variant) -> str:
         """Which gates are missed, and by how much; empty if none is."""
         gates = self.recipe.gates
         missed = []
-        if numbers["drop_high"] > self.reference.limit:
+        if not self.reference.within(drop):
             of = f" of the reference's {self.reference.value:.4g}" if self.reference.rule.unbounded else ""
             missed.append(
-                f"{self.recipe.metric} drop {numbers['drop']:.4g}, at worst {numbers['drop_high']:.4g} "
+                f"{self.recipe.metric} drop {drop.estimate:.4g}, at worst {drop.high:.4g} "
                 f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}{of}"
             )
         if gates.max_flips is not None and flipped is not None and flipped > gates.max_flips:
