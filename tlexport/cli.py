@@ -327,6 +327,8 @@ def quantize(
     }
     rows |= {f"REFUSED {name}": why for name, why in result.refused.items()}
     _show(result, _pairs(rows), *(part for found in result.searches for part in _search(found)))
+    # One precision that is refused leaves the others standing; nothing but the FP32 graph is a failure.
+    _gate(result.refused if len(result.graphs) == 1 else {})
 
 
 @app.command(

@@ -103,7 +103,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
     assert not re.search(r"https?:|//|@import|url\(", text)
     assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
     assert not {"src", "href"} & page.attributes
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert "prefers-color-scheme: dark" in text and "@media print" in text
 
 
@@ -181,3 +181,28 @@ def test_a_flat_curve_and_a_single_epoch_are_drawn() -> None:
     assert "polyline" in figures.curve([(1, 0.5)], "loss")
     assert "polyline" in figures.curve([(1, 0.5), (2, 0.5)], "loss")
     assert figures.curve([(1, None), (2, math.nan)], "loss") == ""
+
+
+def test_the_front_and_the_searches_are_drawn() -> None:
+    trial = {"step": "plain", "kept": [], "drop_high": 0.02, "size_bytes": 9, "cost_ms": 0.5, "within": False}
+    last = {**trial, "step": "layers left in FP32", "kept": ["conv<1>"], "drop_high": 0.004, "within": True}
+    layer = {"layers": ["conv<1>"], "noise": 0.25, "macs": 0.1, "kept": True}
+    search = {
+        "graph": "int8-cpu",
+        "budget": 0.005,
+        "samples": 470,
+        "evaluations": 7.5,
+        "cost_model": "roofline of two cores",
+        "trials": [trial, last],
+        "layers": [layer],
+        "kept": ["conv<1>"],
+        "note": "undecided: more samples would tell",
+    }
+    whole = document()
+    names = [variant["name"] for variant in whole["variants"]]
+    text = render({**whole, "front": names[:1], "searches": [search]})
+    assert "Drop and time: the front that nothing beats" in text and "Search: int8-cpu" in text
+    assert "roofline of two cores), not measured" in text and "undecided: more samples would tell" in text
+    assert "layers left in FP32 (1 in FP32): 0.5 ms, drop at worst 0.0040" in text
+    assert "conv&lt;1&gt;" in text and "conv<1>" not in text
+    assert Page(text).tags.count("svg") == Page(render(whole)).tags.count("svg") + 1

@@ -46,8 +46,8 @@ ADJUSTED = 32  # calibration samples that weights and biases are adjusted on
 def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
     """Make every graph that the recipe's precisions and targets need, under graphs/.
 
-    One that cannot be made, or that misses the budget whatever is left in FP32, is in `refused` with the reason.
-    Raises DataError if the calibration samples are too few or all of one class.
+    One that cannot be made, whose calibration samples are too few or all of one class, or that misses the budget whatever
+    is left in FP32, is in `refused` with the reason.
     """
     source = run.require("graphs/fp32.onnx", "export")
     reference = run.require("reference", "finetune")
@@ -66,8 +66,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
     for name in wanted:
         try:
             graph, found = workshop.typed(name)
-        except (ExportError, GateError) as error:
-            # One precision that the weights or the budget do not allow leaves the others standing; its variants carry the reason.
+        except (ExportError, GateError, DataError) as error:
+            # One precision that weights, samples or the budget do not allow leaves the others standing; its variants carry the reason.
             refused[name] = str(error)
             (run / f"graphs/{name}.onnx").unlink(missing_ok=True)
             progress.warn(f"graphs/{name}.onnx: {error}")
@@ -116,6 +116,7 @@ class _Workshop:
         """The graph of that name, and how it was found if there was a budget to keep."""
         if name in ("fp16", "bf16"):
             return self._within_budget(name, self._in_16_bits("bf16" if name == "bf16" else "fp16"), ())
+        self._require_samples()
         if name.startswith("int4"):
             return self._within_budget(name, self._int4(for_cpu=name == "int4-cpu"), ())
         flavours: dict[str, Flavour] = {"int8-cpu": "cpu", "int8-trt": "trt", "fp8": "fp8"}
@@ -128,22 +129,23 @@ class _Workshop:
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """The calibration samples. Raises DataError if they cannot calibrate anything."""
-        folder = self.run / "reference"
-        rows: np.ndarray = np.load(folder / "calibration.npy", mmap_mode="r", allow_pickle=False)
-        rows = rows[: self.recipe.calibration.samples]
-        if len(rows) < FEWEST:
+        """The calibration samples."""
+        rows: np.ndarray = np.load(self.run / "reference/calibration.npy", mmap_mode="r", allow_pickle=False)
+        return rows[: self.recipe.calibration.samples]
+
+    def _require_samples(self) -> None:
+        """Raises DataError if the calibration samples cannot calibrate anything."""
+        if (count := len(self.drawn)) < FEWEST:
             raise DataError(
-                f"{len(rows)} calibration samples (calibration.samples, at most the training split): INT8 ranges need at "
-                f"least {FEWEST}; give more, or leave int8 out of precision"
+                f"{count} calibration samples (calibration.samples, at most the training split): ranges need at least "
+                f"{FEWEST}; give more, or use a precision that is not calibrated (fp32, fp16, bf16)"
             )
-        labels = np.load(folder / "calibration-labels.npy", allow_pickle=False)[: len(rows)]
+        labels = np.load(self.run / "reference/calibration-labels.npy", allow_pickle=False)[:count]
         if labels.dtype == np.int64 and len(np.unique(labels)) == 1:
             raise DataError(
-                f"all {len(rows)} calibration samples are of one class: the ranges of the others' activations would be "
-                "guessed; raise calibration.samples, or leave int8 out of precision"
+                f"all {count} calibration samples are of one class: the ranges of the others' activations would be guessed; "
+                "raise calibration.samples, or use a precision that is not calibrated (fp32, fp16, bf16)"
             )
-        return rows
 
     def _in_16_bits(self, name: cast.HalfName) -> budget.Cast:
         fixed = self.recipe.search.keep
