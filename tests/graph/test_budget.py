@@ -108,6 +108,26 @@ def test_an_improvement_is_kept_only_if_it_measurably_helps(
     assert found.kept == () and [trial.step for trial in search.trials] == ["plain", "mended weights"]
 
 
+def test_too_few_samples_to_show_it_take_the_quick_improvements_all_the_same(
+    graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto]
+) -> None:
+    """Thirty samples without a loss: one in ten may still be lost, which is more than the budget."""
+    none_lost = lambda model: budget.Verdict(0.0, 0.0, 0.0, 0.05)  # noqa: E731
+    mending = budget.Improvement("mended", lambda now: budget.Cast(graph, lambda kept: make(kept, ())))
+    costly = budget.Improvement("learnt", lambda now: pytest.fail("the second round is for missed budgets"))
+    images = np.zeros((4, 3, 96, 96), np.uint8)
+    images[1:] = np.random.default_rng(0).integers(0, 255, images[1:].shape)
+    steps = {}
+    for samples in (30, 300):
+        effort = budget.Effort(samples, 12, 0.8, False)
+        search = budget.Hunt(
+            "int8-trt", none_lost, Answers(graph, [{"images": images}]), cost.GPU, effort, Silent()
+        )
+        search.fastest(budget.Cast(graph, make), ([mending], [costly]))
+        steps[samples] = [trial.step for trial in search.trials]
+    assert steps == {30: ["plain", "mended"], 300: ["plain"]}
+
+
 def test_a_budget_out_of_reach_names_the_closest_graph(
     graph: onnx.ModelProto, make: Callable[..., onnx.ModelProto], hunt: Callable[..., budget.Hunt]
 ) -> None:
