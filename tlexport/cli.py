@@ -101,7 +101,9 @@ Targets = Annotated[
 ]
 Precisions = Annotated[
     list[str] | None,
-    typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8, fp8 or int4; repeatable.", show_default=False),
+    typer.Option(
+        "--precision", "-p", help="fp32, fp16, bf16, int8, fp8 or int4; repeatable.", show_default=False
+    ),
 ]
 MaxDrop = Annotated[
     float | None,
