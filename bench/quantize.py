@@ -210,10 +210,10 @@ def goals_of(cases: dict[str, Any]) -> list[dict[str, Any]]:
             what = f"{name}: INT8 {row['flavour']}"
             if row["maker"] != OURS:
                 if row["beyond"] is not None:
-                    limit = case["one_flip"]
-                    found.append(
-                        goal(f"{what} drop beyond {row['maker']}'s", row["beyond"], limit, at_least=False)
-                    )
+                    # One flip of n is 1 / n, and the difference of two means a rounding more.
+                    limit = round(case["one_flip"], 12)
+                    beyond = {end: round(value, 12) for end, value in row["beyond"].items()}
+                    found.append(goal(f"{what} drop beyond {row['maker']}'s", beyond, limit, at_least=False))
             elif row["drop"] is None:  # no graph: nothing runs in INT8
                 found.append(goal(f"{what} share of operations", 0.0, MIN_SHARE, at_least=True))
             else:
