@@ -234,14 +234,16 @@ def traced(case: Case) -> Any:
 
 def packaged(case: Case, fp32: Any, out: Path) -> None:
     """The network compiled by AOTInductor. Ends the program if it does not compute in FP32 throughout."""
-    from tlexport.backends import Network, inductor
+    from tlexport.backends import Network, Options, inductor
     from tlexport.graph import inspect, trace
     from tlexport.tensors import Profile
 
     graph = out.with_suffix(".onnx")
     trace.save(fp32, graph)
     network = Network(case.serving, case.names, case.serving.output, example_of(case))
-    made = inductor.build(graph, out, "cpu", Profile(), inspect.compute_dtypes(fp32), lambda: network)
+    made = inductor.build(
+        graph, out, "cpu", Profile(), inspect.compute_dtypes(fp32), Options(network=lambda: network)
+    )
     if not made.receipt.agrees:
         raise SystemExit(f"AOTInductor's receipt disagrees: {'; '.join(made.receipt.disagreements[:3])}")
 
