@@ -54,6 +54,13 @@ def resolve(name: str) -> str:
     )
 
 
+def graph(precision: str, target: str) -> str:
+    """Name of the typed graph of a precision: INT8 and INT4 have a flavour for CPUs and one for TensorRT."""
+    return (
+        f"{precision}-{'cpu' if target == 'cpu' else 'trt'}" if precision in ("int8", "int4") else precision
+    )
+
+
 def compute_capability(target: str) -> tuple[int, int]:
     """`sm89` -> (8, 9), `sm120` -> (12, 0)."""
     digits = target.removeprefix("sm")

@@ -15,7 +15,8 @@ from tlexport import stages
 from tlexport.errors import RunError
 from tlexport.progress import Silent
 from tlexport.recipe import with_overrides
-from tlexport.run import Run
+from tlexport.results import CompileResult
+from tlexport.run import Run, digest
 from tlexport.stages import quantize
 
 Cli = Callable[..., Ended]
@@ -118,6 +119,26 @@ def test_a_variant_that_runs_here_is_compared_with_its_graph(run_copy: Run) -> N
         "int8-cpu -> cpu-onnxruntime-int8",
     ]
     assert result.steps[1].noise > result.steps[0].noise and all(s.flips is not None for s in result.steps)
+
+
+def test_an_error_of_the_artifact_alone_is_blamed_on_no_layer_of_the_graph(run_copy: Run) -> None:
+    """The artifact's head is turned around, and the manifest is made to agree, as if the backend computed wrongly."""
+    name = "cpu-onnxruntime-int8"
+    (variant,) = (v for v in run_copy.result("compile", CompileResult).variants if v.name == name)
+    path = run_copy / variant.file
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.int8 and values.ndim == 2:
+            turned = np.negative(np.maximum(values, -127))
+            tensor.CopyFrom(numpy_helper.from_array(turned, tensor.name))
+    onnx.save(model, path)
+    manifest = run_copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(variant.sha256, digest(path)))
+    result = stages.explain_drop(Run(run_copy.path), run_copy.recipe, Silent(), name=name, samples=16)
+    assert result.steps[-1].noise > 10 * result.steps[1].noise
+    assert result.culprits == () and result.evaluations == 0
+    assert "the artifact's own arithmetic does, compare another backend" in result.sentence
 
 
 def test_an_unknown_graph_is_an_error_that_lists_what_there_is(run_copy: Run) -> None:

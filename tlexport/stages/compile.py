@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlexport import targets
 from tlexport.backends import Availability, Load, Network, Options, registry, trt_options
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.graph import cost, inspect, trace
@@ -53,7 +54,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
     variants = []
     with progress.bar("compiling") as step:
         for done, (target, backend, precision) in enumerate(plans):
-            graph = _graph(precision, target)
+            graph = targets.graph(precision, target)
             variant = Variant(
                 name=f"{target}-{backend}-{precision}", backend=backend, target=target, precision=precision
             )
@@ -73,14 +74,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> CompileResult:
 
 
 def _graphs(recipe: Recipe) -> set[str]:
-    return {_graph(precision, target) for precision in recipe.precision for target in recipe.targets}
-
-
-def _graph(precision: str, target: str) -> str:
-    """Name of the typed graph; INT8 and INT4 have a flavour for CPUs and one for TensorRT."""
-    if precision not in ("int8", "int4"):
-        return precision
-    return f"{precision}-{'cpu' if target == 'cpu' else 'trt'}"
+    return {targets.graph(precision, target) for precision in recipe.precision for target in recipe.targets}
 
 
 def _refused(variant: Variant, why: str, progress: Progress) -> Variant:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from tlexport import tensors
+from tlexport import targets, tensors
 from tlexport.backends import registry, typed
 from tlexport.errors import RunError
 from tlexport.evidence import stats
@@ -27,7 +27,6 @@ BATCH = 4  # every layer's output of so many samples is held at once
 EXPLAINED = 0.5  # of the squared error: where a culprit leaves more, the rest is asked too
 ROUNDS = 3
 EXACT = 1e-8  # of the outputs' variance: FP32's own rounding
-TIMEOUT = 3600.0
 
 Export = Callable[[], onnx.ModelProto]
 
@@ -49,7 +48,8 @@ def run(
         right, wrong = export(), evidence.graph("fp32")
     culprits: list[Culprit] = []
     asked = 0
-    if _size(worst) > EXACT and worst.step != f"{graph} -> {variant}":
+    in_artifact = variant is not None and worst is steps[-1]  # no graph has that error
+    if _size(worst) > EXACT and not in_artifact:
         with progress.bar(f"looking for the layer in {name}"):
             culprits, asked = evidence.culprits(right, wrong)
     return ExplainResult(
@@ -68,7 +68,7 @@ def run(
         ),
         culprits=tuple(culprits),
         evaluations=asked,
-        sentence=_sentence(name, worst, culprits),
+        sentence=_sentence(name, worst, culprits, in_artifact),
     )
 
 
@@ -118,7 +118,7 @@ class _Evidence:
         answers = [("torch", self.outputs), ("fp32", self._answers("fp32"))]
         if graph != "fp32":
             answers.append((graph, self._answers(graph)))
-        if variant is not None and variant.file is not None:
+        if variant is not None:
             answers.append((variant.name, self._artifact(variant)))
         return [
             self._step(f"{before} -> {after}", right, wrong)
@@ -200,10 +200,9 @@ def _named(run: Run, name: str) -> tuple[str, Variant | None]:
     variants = run.result("compile", CompileResult).variants if "compile" in run.manifest["stages"] else ()
     for variant in variants:
         if variant.name == name:
-            flavour = f"{variant.precision}-{'cpu' if variant.target == 'cpu' else 'trt'}"
             runs_here = variant.target in registry.BACKENDS[variant.backend].availability().runs
-            graph = flavour if variant.precision in ("int8", "int4") else variant.precision
-            return graph, variant if runs_here else None
+            graph = targets.graph(variant.precision, variant.target)
+            return graph, variant if runs_here and variant.file is not None else None
     raise RunError(
         f"{run.path} has no graph or variant {name!r} (graphs: {', '.join(graphs) or 'none'}; variants: "
         f"{', '.join(v.name for v in variants) or 'none'})"
@@ -214,7 +213,7 @@ def _size(step: ErrorStep) -> float:
     return math.inf if step.noise is None else step.noise
 
 
-def _sentence(name: str, worst: ErrorStep, culprits: list[Culprit]) -> str:
+def _sentence(name: str, worst: ErrorStep, culprits: list[Culprit], in_artifact: bool) -> str:
     if _size(worst) <= EXACT:
         return f"{name} answers as PyTorch does, to FP32's own rounding: no step adds an error."
     size = (
@@ -226,7 +225,7 @@ def _sentence(name: str, worst: ErrorStep, culprits: list[Culprit]) -> str:
     if not culprits:
         return (
             f"{where}; no product explains it: the artifact's own arithmetic does, compare another backend on the same graph"
-            if worst.step.endswith(name)
+            if in_artifact
             else f"{where}; no product explains it: look at the layers' ratios, the first that falls is where it enters."
         )
     first = culprits[0]

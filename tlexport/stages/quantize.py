@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from tlexport import tensors
+from tlexport import targets, tensors
 from tlexport.backends import registry, typed
 from tlexport.errors import DataError, ExportError, GateError
 from tlexport.evidence import comparison, machine
@@ -95,12 +95,9 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> QuantizeResult:
 
 def graphs_for(recipe: Recipe) -> list[str]:
     """Names of the typed graphs needed beside fp32: the flavour of INT8 and INT4 depends on the target."""
-    names: list[str] = [name for name in ("fp16", "bf16", "fp8") if name in recipe.precision]
-    for precision in ("int8", "int4"):
-        if precision in recipe.precision:
-            names += [f"{precision}-cpu"] if "cpu" in recipe.targets else []
-            names += [f"{precision}-trt"] if any(target != "cpu" for target in recipe.targets) else []
-    return names
+    wanted = [name for name in ("fp16", "bf16", "fp8", "int8", "int4") if name in recipe.precision]
+    cpu_first = sorted(recipe.targets, key=lambda target: target != "cpu")
+    return list(dict.fromkeys(targets.graph(precision, t) for precision in wanted for t in cpu_first))
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlexport import targets
 from tlexport.backends import Options, registry
 from tlexport.errors import CompileError, ExportError
 from tlexport.evidence import comparison, parity, stats
@@ -103,8 +104,8 @@ class Judge:
 
     def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
         """float32 [n,K] from the artifact, or from its typed graph in ONNX Runtime where the artifact cannot run here."""
-        flavour = f"{variant.precision}-trt" if variant.precision in ("int8", "int4") else variant.precision
-        source = artifact if here else self.run.require(f"graphs/{flavour}.onnx", "quantize")
+        graph = targets.graph(variant.precision, variant.target)
+        source = artifact if here else self.run.require(f"graphs/{graph}.onnx", "quantize")
         backend = variant.backend if here else "onnxruntime"
         device = "cpu" if variant.target == "cpu" or not here else "cuda"
         with replacing(self.run / "cache" / "predictions" / f"{variant.name}.npy") as partial:
