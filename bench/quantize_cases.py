@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from common import ROOT
+from common import SMOKE
 
-DATA = Path(os.environ.get("TLEXPORT_SHARED", ROOT.parent / "shared")) / "data"
-# Small enough for a smoke test; says nothing about accuracy.
-TINY = {
-    "backbone.name": "timm/test_resnet",
-    "backbone.weights": "none",
-    "backbone.dropout": 0,
-    "data.image_size": 32,
-    "data.limit": 40,
-    "transfer.strategy": "full",
-    "transfer.epochs": 1,
-    "verify.resamples": 200,
-    "calibration.samples": 16,
-    "search.samples": 32,
-}
+TINY = {**SMOKE, "search.samples": 32}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, arguments, destination, finish, goal, pair_ratio, say, shown, stamp, table, tlexport
-from quantize_cases import CASES, DATA
+from common import (
+    DATA,
+    ROOT,
+    arguments,
+    destination,
+    finish,
+    goal,
+    pair_ratio,
+    say,
+    shown,
+    stamp,
+    table,
+    tlexport,
+)
+from quantize_cases import CASES
 from quantize_training import fine_tuned, training_words
 
 LIMIT = 3.0
