@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from tlexport.evidence import machine
-from tlexport.evidence.latency import MIN_BLOCKS
-from tlexport.evidence.quantiles import bounds_of
+from tlexport.evidence.latency.closed_loop import MIN_BLOCKS
+from tlexport.evidence.latency.quantiles import bounds_of
 from tlexport.run import versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]

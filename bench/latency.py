@@ -49,14 +49,15 @@ from common import (
 from latency_cases import IMAGES, QUICK_IMAGES, QUICK_SMALL, SMALL, Case, case_of
 
 from tlexport import cores
-from tlexport.evidence import latency, machine
+from tlexport.evidence import machine
+from tlexport.evidence.latency import closed_loop
 
 TORCH = ("torch-eager", "torch-channels-last", "torch-compile", "torch-aotinductor")
 BACKENDS = ("onnxruntime", "openvino")
 TIMES_EAGER = 10.0  # goal of the tabular networks
 TIMEOUT = 900.0  # of one network, all included
 TOLERANCE = 1e-3  # of FP32 candidates' probabilities against eager
-BLOCK = latency.TURNS.counted
+BLOCK = closed_loop.TURNS.counted
 KINDS = ("models", "small_models")
 WHERE = (
     "date",
@@ -151,7 +152,7 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
     from tlexport.stages.bench import fastest_threads
 
     most = 1 if quick else cores.usable()
-    turns = latency.Schedule(warmup_s=0.2, budget_s=5) if quick else latency.Schedule(budget_s=100)
+    turns = closed_loop.Schedule(warmup_s=0.2, budget_s=5) if quick else closed_loop.Schedule(budget_s=100)
     case = case_of(name, quick)
     serving, ends = case.serving, {"inputs": case.names, "output": case.serving.output}
     one = {key: array[:1] for key, array in case.fresh.items()}
@@ -170,7 +171,7 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
             runners["torch-channels-last"] = stack.enter_context(alike)
         say("  torch alone, before other libraries have threads here")
         calls = {who: runner.bind(one).call for who, runner in runners.items()}
-        alone = latency.interleave(calls, samples=min(samples, 80), seed=2, schedule=turns)
+        alone = closed_loop.interleave(calls, samples=min(samples, 80), seed=2, schedule=turns)
         threads = dict.fromkeys(runners, at_once)
         artifacts, receipts, refused = built(Path(folder), case, fp32)
         say(f"  {len(artifacts)} variants built; loading")
@@ -182,7 +183,9 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
         calls = {who: runner.bind(one).call for who, runner in runners.items()}
         say("  first timing, to choose")
         candidates = {who: call for who, call in calls.items() if who in artifacts or who == TORCH[0]}
-        first = latency.interleave(candidates, samples=samples, protected=[TORCH[0]], seed=0, schedule=turns)
+        first = closed_loop.interleave(
+            candidates, samples=samples, protected=[TORCH[0]], seed=0, schedule=turns
+        )
         chosen = {
             "chosen": choice(first, artifacts),
             "chosen_fp32": choice(
@@ -191,7 +194,7 @@ def measured(name: str, samples: int, quick: bool) -> dict[str, Any]:
         }
         say(f"  chosen: {chosen['chosen']}, of FP32 {chosen['chosen_fp32']}; second timing, to judge")
         protected = [who for who in runners if who in (*TORCH, *chosen.values())]
-        second = latency.interleave(calls, samples=samples, protected=protected, seed=1, schedule=turns)
+        second = closed_loop.interleave(calls, samples=samples, protected=protected, seed=1, schedule=turns)
     return {
         "inputs": {key: [*array.shape[1:], str(array.dtype)] for key, array in one.items()},
         "threads": threads,
@@ -311,7 +314,7 @@ def agreements(
     return found
 
 
-def choice(first: latency.Timed, artifacts: Mapping[str, Path]) -> str:
+def choice(first: closed_loop.Timed, artifacts: Mapping[str, Path]) -> str:
     """What a build would pick from these times."""
     from tlexport.bundle.choice import choose
     from tlexport.results import Variant
@@ -324,8 +327,8 @@ def choice(first: latency.Timed, artifacts: Mapping[str, Path]) -> str:
             precision=who.split("-")[1],
             file=who,
             size_bytes=path.stat().st_size,
-            p50_ms=latency.percentile(first[who], 0.5).value_ms,
-            speedup=latency.speedup(first[TORCH[0]], first[who]).ratio,
+            p50_ms=closed_loop.percentile(first[who], 0.5).value_ms,
+            speedup=closed_loop.speedup(first[TORCH[0]], first[who]).ratio,
             verdict="pass",
         )
         for who, path in artifacts.items()
@@ -339,7 +342,7 @@ def in_units(ms: float | None) -> str:
     return with_unit(ms)
 
 
-def milliseconds(times: latency.Timed) -> dict[str, list[float]]:
+def milliseconds(times: closed_loop.Timed) -> dict[str, list[float]]:
     return {who: (seconds * 1e3).round(6).tolist() for who, seconds in times.items()}
 
 
@@ -358,7 +361,7 @@ def judged(model: dict[str, Any], seed: int) -> dict[str, Any]:
         "best_variant": best_ratio_draws(variants, own, block=BLOCK, seed=seed),
     }
     percentiles = {
-        who: {f"p{q}": latency.percentile(np.array(of) / 1e3, q / 100).value_ms for q in (50, 90, 99)}
+        who: {f"p{q}": closed_loop.percentile(np.array(of) / 1e3, q / 100).value_ms for q in (50, 90, 99)}
         | {"count": len(of)}
         for who, of in model["second_ms"].items()
     }

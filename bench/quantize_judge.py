@@ -13,7 +13,7 @@ import onnx
 
 from tlexport.backends import registry
 from tlexport.errors import TlexportError
-from tlexport.evidence import comparison, stats
+from tlexport.evidence.accuracy import bootstrap, comparison, flips
 from tlexport.graph import cost, inspect
 from tlexport.modalities import metrics
 from tlexport.recipe import Recipe
@@ -86,7 +86,7 @@ class Judge:
 
     def numbers(self, graph: Path, outputs: np.ndarray) -> dict[str, Any]:
         drop = self.reference.drop(outputs)
-        flips = stats.flips(
+        flipped = flips.between(
             metrics.decisions(self.reference.outputs, self.task),
             metrics.decisions(outputs, self.task),
             self.reference.labels,
@@ -96,7 +96,7 @@ class Judge:
             "drop": round(drop.estimate, 12),  # five of a thousand samples are 0.005, not a rounding more
             "drop_low": drop.low,
             "drop_high": round(drop.high, 12),
-            "flips": flips.count,
+            "flips": flipped.count,
             "int8_macs": cost.share(named(onnx.load(graph))),
             "size_bytes": graph.stat().st_size,
         }
@@ -104,7 +104,7 @@ class Judge:
     def beyond(self, theirs: np.ndarray, own: np.ndarray) -> dict[str, float]:
         """How much lower tlexport's metric is than the rival's, on the same resamples."""
         rule = self.reference.rule
-        found = stats.paired_bootstrap(
+        found = bootstrap.paired_bootstrap(
             rule.prepare(self.reference.labels, theirs),
             rule.prepare(self.reference.labels, own),
             len(self.reference),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tlexport.backends import registry
-from tlexport.evidence import latency
+from tlexport.evidence.latency import closed_loop
 from tlexport.graph import inspect, trace
 from tlexport.models import image
 from tlexport.models.checkpoint import save_checkpoint, save_graph
@@ -198,4 +198,4 @@ def test_nothing_to_time_is_no_error(baseline: Run) -> None:
     )
     found = bench.run(baseline, baseline.recipe, Silent())
     assert all(variant.p50_ms is None for variant in found.variants) and found.notes == ()
-    assert isinstance(latency.clock_ns(), float)
+    assert isinstance(closed_loop.clock_ns(), float)

@@ -1,1 +1,1 @@
-"""Evidence: numbers about a model: how sure a drop is, parity, latency, the machine, and the report."""
+"""Evidence: numbers about a model: how sure a drop is, how long a call takes, whether a build is worse, the machine, the report."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from tlexport import baselines
 from tlexport.errors import DataError
-from tlexport.evidence import comparison, stats
+from tlexport.evidence.accuracy import bootstrap, comparison
 from tlexport.modalities import MODALITIES, metrics, reference
 from tlexport.modalities.dataset import Dataset
 from tlexport.models import checkpoint
@@ -58,7 +58,7 @@ def _judged(
         test=metrics.evaluate(data.test.labels, fitted.test, data.task),
     )
     try:
-        lead: stats.Interval | None = _lead(run, recipe, fitted.test)
+        lead: bootstrap.Interval | None = _lead(run, recipe, fitted.test)
     except DataError as error:  # a test split that is too small to compare on says nothing against the model
         lead, why_not = None, str(error)
         progress.warn(f"the baseline {fitted.name} cannot be compared: {error}")
@@ -83,13 +83,13 @@ def _judged(
     return made.model_copy(update={"run": str(nested.path)})
 
 
-def _lead(run: Run, recipe: Recipe, outputs: np.ndarray) -> stats.Interval:
+def _lead(run: Run, recipe: Recipe, outputs: np.ndarray) -> bootstrap.Interval:
     """How much better the fine-tuned model is on the same resamples of the test split."""
     rule = comparison.Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
     return comparison.Comparison.read(run / "reference", rule).drop(outputs)
 
 
-def _verdict(metric: str, value: float | None, lead: stats.Interval) -> str:
+def _verdict(metric: str, value: float | None, lead: bootstrap.Interval) -> str:
     if value is None:
         return f"{metric} is undefined"
     who = (

@@ -16,7 +16,8 @@ import numpy as np
 from tlexport import cores, tensors
 from tlexport.backends import Options, Runner, Tensors, eager, registry
 from tlexport.bundle import choice
-from tlexport.evidence import latency, machine
+from tlexport.evidence import machine
+from tlexport.evidence.latency import closed_loop
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint
 from tlexport.models.network import ServingModel
@@ -28,7 +29,7 @@ from tlexport.run import Run, read_json, replacing, write_json
 REFERENCE = "torch-eager"
 RAW = "bench-samples.npz"
 BUSY = 20.0  # percent of all cores; torch's threads stall far more than in proportion when they must share
-TRIAL = latency.Schedule(block=5, settle=1, warmup_s=0.3, drop_ratio=None, budget_s=0.5)
+TRIAL = closed_loop.Schedule(block=5, settle=1, warmup_s=0.3, drop_ratio=None, budget_s=0.5)
 TRIAL_SAMPLES = 40
 
 Open = Callable[[int], AbstractContextManager[Runner]]  # threads -> a loaded candidate
@@ -114,20 +115,20 @@ def fastest_threads(load: Open, one: Tensors, most: int) -> int:
     for threads in sorted({1, most}) if most > 1 else []:
         with load(threads) as runner:
             call = runner.bind(one).call
-            times = latency.interleave({"it": call}, samples=TRIAL_SAMPLES, seed=0, schedule=TRIAL)["it"]
+            times = closed_loop.interleave({"it": call}, samples=TRIAL_SAMPLES, seed=0, schedule=TRIAL)["it"]
         medians[threads] = float(np.median(times))
     return min(medians, key=medians.__getitem__, default=most)
 
 
 def _measure(
     runners: Mapping[str, Runner], batch: _Batches, recipe: Recipe, progress: Progress
-) -> tuple[latency.Timed, dict[str, dict[str, float]]]:
+) -> tuple[closed_loop.Timed, dict[str, dict[str, float]]]:
     """Seconds a call of every counted sample at batch 1, and samples per second by batch size for those still in the race."""
     if not runners:
-        return latency.Timed({}, latency.clock_ns()), {}
+        return closed_loop.Timed({}, closed_loop.clock_ns()), {}
     one = batch(1)
     with progress.bar("timing, batch 1") as step:
-        raw = latency.interleave(
+        raw = closed_loop.interleave(
             {name: runner.bind(one).call for name, runner in runners.items()},
             samples=recipe.bench.samples,
             seed=recipe.seed,
@@ -140,7 +141,7 @@ def _measure(
         for done, size in enumerate(recipe.bench.batch_sizes, start=1):
             inputs = batch(size)
             calls = {name: runners[name].bind(inputs).call for name in kept}
-            for name, rate in latency.throughput(calls, size, seed=recipe.seed).items():
+            for name, rate in closed_loop.throughput(calls, size, seed=recipe.seed).items():
                 throughput[name][str(size)] = round(rate.items_per_s, 2)
             step(done, len(recipe.bench.batch_sizes))
     return raw, throughput
@@ -150,7 +151,7 @@ class _Timings:
     """What was measured of each candidate, as fields of a Variant."""
 
     def __init__(
-        self, raw: latency.Timed, throughput: dict[str, dict[str, float]], threads: dict[str, int]
+        self, raw: closed_loop.Timed, throughput: dict[str, dict[str, float]], threads: dict[str, int]
     ) -> None:
         self.raw, self.throughput, self.threads = raw, throughput, threads
         self.withheld: list[str] = []
@@ -160,7 +161,7 @@ class _Timings:
         if name not in self.raw:
             return {}
         times = self.raw[name]
-        found = {f"p{q}_ms": latency.percentile(times, q / 100) for q in (50, 90, 99)}
+        found = {f"p{q}_ms": closed_loop.percentile(times, q / 100) for q in (50, 90, 99)}
         self.withheld += [
             f"{name} {key.removesuffix('_ms')}: {p.reason}" for key, p in found.items() if p.value_ms is None
         ]
@@ -171,7 +172,7 @@ class _Timings:
             "count": len(times),
             "dropped": self.raw.dropped.get(name, ""),
             "calls_per_sample": self.raw.calls_per_sample[name],
-            "speedup": None if reference is None else latency.speedup(reference, times).ratio,
+            "speedup": None if reference is None else closed_loop.speedup(reference, times).ratio,
             "throughput": self.throughput.get(name),
         }
 

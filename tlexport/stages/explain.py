@@ -14,7 +14,7 @@ import onnx
 from tlexport import targets, tensors
 from tlexport.backends import registry, typed
 from tlexport.errors import RunError
-from tlexport.evidence import stats
+from tlexport.evidence.accuracy import flips
 from tlexport.graph import attribution, inspect, probe, search, sensitivity, splice, trace
 from tlexport.modalities import metrics
 from tlexport.models.checkpoint import describe_checkpoint
@@ -148,9 +148,9 @@ class _Evidence:
         noise = float(error.mean()) / power if power > 0 else math.inf
         finite = math.isfinite(noise)
         task = describe_checkpoint(self.run / "checkpoint").task
-        flips = None
+        flipped = None
         if task != "regression":
-            flips = stats.flips(
+            flipped = flips.between(
                 metrics.decisions(right, task), metrics.decisions(wrong, task), self.labels
             ).count
         return ErrorStep(
@@ -158,7 +158,7 @@ class _Evidence:
             noise=noise if finite else None,
             db=-10 * math.log10(noise) if finite and noise > 0 else None,
             max_abs_error=float(np.sqrt(error.max())) if finite else None,
-            flips=flips,
+            flips=flipped,
         )
 
     def culprits(self, right: onnx.ModelProto, wrong: onnx.ModelProto) -> tuple[list[Culprit], int]:

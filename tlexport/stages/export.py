@@ -16,7 +16,7 @@ import torch
 from tlexport import tensors
 from tlexport.backends import eager, registry
 from tlexport.errors import ExportError
-from tlexport.evidence import parity
+from tlexport.evidence.accuracy import parity
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import GRAPH as BASELINE
 from tlexport.models.checkpoint import Description, describe_checkpoint, load_checkpoint

@@ -13,7 +13,8 @@ import onnx
 from tlexport import targets, tensors
 from tlexport.backends import registry, typed
 from tlexport.errors import DataError, ExportError, GateError
-from tlexport.evidence import comparison, machine
+from tlexport.evidence import machine
+from tlexport.evidence.accuracy import comparison
 from tlexport.graph import (
     budget,
     calibration,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlexport.evidence import report
+from tlexport.evidence.report import page
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import BaselinesResult, BenchResult, FinetuneResult, QuantizeResult
@@ -47,5 +47,5 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> Path:
         "threads": measured.threads,
         "versions": versions(),
     }
-    write_text(run / "report.html", report.render(document))
+    write_text(run / "report.html", page.render(document))
     return run / "report.html"

@@ -9,7 +9,7 @@ import numpy as np
 from tlexport import targets
 from tlexport.backends import Options, registry
 from tlexport.errors import CompileError, ExportError
-from tlexport.evidence import comparison, parity, stats
+from tlexport.evidence.accuracy import bootstrap, comparison, flips, parity
 from tlexport.graph import inspect, trace
 from tlexport.modalities import metrics
 from tlexport.models.checkpoint import describe_checkpoint
@@ -84,18 +84,18 @@ class Judge:
         except (CompileError, ExportError) as error:
             return variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
         drop = self.reference.drop(outputs)
-        flips = self._flips(outputs)
+        flipped = self._flips(outputs)
         numbers = {
             "metric": self.reference.value - self.reference.rule.sign * drop.estimate,
             "drop": drop.estimate,
             "drop_low": drop.low,
             "drop_high": drop.high,
-            "flips": flips.count if flips else None,
-            "flips_upper": flips.upper if flips else None,
+            "flips": flipped.count if flipped else None,
+            "flips_upper": flipped.upper if flipped else None,
             "max_abs_error": found.max_abs_error,
             "judged_by": judged_by,
         }
-        failed = self._failed(drop, flips.share if flips else None, variant)
+        failed = self._failed(drop, flipped.share if flipped else None, variant)
         passed = "pass" if here else NOT_RUN_HERE
         reason = failed or ("" if here else f"accuracy judged by {judged_by} on the same typed graph")
         return variant.model_copy(
@@ -124,18 +124,18 @@ class Judge:
             )
             return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
 
-    def _flips(self, outputs: np.ndarray) -> stats.Flips | None:
+    def _flips(self, outputs: np.ndarray) -> flips.Flips | None:
         """None in a regression, where nothing is decided."""
         if self.task == "regression":
             return None
-        return stats.flips(
+        return flips.between(
             metrics.decisions(self.reference.outputs, self.task),
             metrics.decisions(outputs, self.task),
             self.reference.labels,
             confidence=self.recipe.verify.confidence,
         )
 
-    def _failed(self, drop: stats.Interval, flipped: float | None, variant: Variant) -> str:
+    def _failed(self, drop: bootstrap.Interval, flipped: float | None, variant: Variant) -> str:
         """Which gates are missed, and by how much; empty if none is."""
         gates = self.recipe.gates
         missed = []

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlexport.evidence import stats
+from tlexport.evidence.accuracy import bootstrap
 from tlexport.recipe import Recipe
 
-Prepare = Callable[[NDArray[Any], NDArray[Any]], stats.Metric]  # labels, outputs -> the metric of resamples
+Prepare = Callable[
+    [NDArray[Any], NDArray[Any]], bootstrap.Metric
+]  # labels, outputs -> the metric of resamples
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Comparison:
         return len(self.labels)
 
     @cached_property
-    def _prepared(self) -> stats.Metric:
+    def _prepared(self) -> bootstrap.Metric:
         return self.rule.prepare(self.labels, self.outputs)
 
     @cached_property
@@ -90,9 +92,9 @@ class Comparison:
         """The largest drop allowed, in the metric's own unit."""
         return self.rule.max_drop * (self.value if self.rule.unbounded else 1.0)
 
-    def drop(self, outputs: NDArray[Any]) -> stats.Interval:
+    def drop(self, outputs: NDArray[Any]) -> bootstrap.Interval:
         """Reference minus candidate on the same resamples; whole groups are drawn where there are groups."""
-        return stats.paired_bootstrap(
+        return bootstrap.paired_bootstrap(
             self._prepared,
             self.rule.prepare(self.labels, outputs),
             len(self.labels),
@@ -103,9 +105,9 @@ class Comparison:
             groups=self.groups,
         )
 
-    def within(self, drop: stats.Interval) -> bool:
+    def within(self, drop: bootstrap.Interval) -> bool:
         """Non-inferiority: the interval's unfavourable end is within the limit.
 
         Five of a thousand samples are a drop of 0.005, and the difference of two means a rounding more.
         """
-        return drop.high <= self.limit + stats.ROUNDING
+        return drop.high <= self.limit + bootstrap.ROUNDING

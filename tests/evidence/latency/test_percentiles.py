@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlexport.evidence.latency import percentile, speedup, summary
+from tlexport.evidence.latency.closed_loop import percentile, speedup, summary
 
 
 @pytest.mark.parametrize(("q", "needed"), [(0.99, 299), (0.9, 29), (0.5, 5)])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlexport.evidence.comparison import Comparison, Rule
+from tlexport.evidence.accuracy.comparison import Comparison, Rule
 from tlexport.modalities import metrics
 from tlexport.recipe import parse
 

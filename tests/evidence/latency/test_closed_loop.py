@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tlexport.evidence.latency import Call, Schedule, Timed, interleave, speedup, summary, throughput
+from tlexport.evidence.latency.closed_loop import (
+    Call,
+    Schedule,
+    Timed,
+    interleave,
+    speedup,
+    summary,
+    throughput,
+)
 
 
 def busy(ms: float) -> Call:

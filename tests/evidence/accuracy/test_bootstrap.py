@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 from scipy.special import ndtr
-from scipy.stats import binom
 
 from tlexport.errors import DataError
-from tlexport.evidence import stats
-from tlexport.evidence.stats import Floats, Metric, flip_bound, flips, paired_bootstrap
+from tlexport.evidence.accuracy import bootstrap
+from tlexport.evidence.accuracy.bootstrap import Floats, Metric, paired_bootstrap
+from tlexport.evidence.accuracy.flips import between, flip_bound
 
 REPETITIONS = 300
 # Three standard errors of a coverage of 0.95 over 300 repetitions are 0.038.
@@ -124,34 +124,8 @@ def test_no_difference_gives_a_constant_and_a_bound_that_still_says_something() 
     right = np.arange(300) % 10 > 0
     interval = paired_bootstrap(accuracy(right), accuracy(right), 300, resamples=200, confidence=0.95, seed=0)
     assert (interval.low, interval.high, interval.method) == (0.0, 0.0, "constant")
-    found = flips(right, right, np.ones(300, dtype=bool))
+    found = between(right, right, np.ones(300, dtype=bool))
     assert found.count == 0 and found.upper == pytest.approx(1 - 0.05 ** (1 / 300))
-
-
-def test_flip_bound_is_clopper_and_pearsons() -> None:
-    for count, n in ((0, 50), (1, 300), (7, 624), (49, 50)):
-        bound = flip_bound(count, n, 0.95)
-        assert binom.cdf(count, n, bound) == pytest.approx(0.05)
-    assert flip_bound(50, 50) == 1.0
-    with pytest.raises(ValueError, match="51 flips in 50"):
-        flip_bound(51, 50)
-
-
-def test_flips_tell_harm_from_chance() -> None:
-    labels = np.array([0, 1, 2, 2, 1])
-    before = np.array([0, 1, 2, 0, 0])
-    after = np.array([0, 2, 2, 2, 2])  # right to wrong, wrong to right, wrong to otherwise wrong
-    found = flips(before, after, labels)
-    assert (found.count, found.harmful, found.harmless, found.share) == (3, 1, 2, 0.6)
-
-
-def test_multilabel_flips_count_samples() -> None:
-    labels = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 1]])
-    after = np.array([[0, 1, 1], [0, 0, 1], [1, 1, 0]])
-    found = flips(labels, after, labels)
-    assert (found.count, found.harmful, found.samples) == (2, 2, 3)
-    with pytest.raises(ValueError, match=r"\(3, 3\), \(3, 3\) and \(3,\)"):
-        flips(labels, after, labels[:, 0])
 
 
 def test_undefined_resamples_are_left_out_and_counted() -> None:
@@ -190,13 +164,13 @@ def test_chunks_do_not_change_the_answer_and_large_sets_use_percentiles(
     rng = np.random.default_rng(8)
     right, after = rng.random(500) < 0.9, rng.random(500) < 0.9
 
-    def interval(resamples: int) -> stats.Interval:
+    def interval(resamples: int) -> bootstrap.Interval:
         return paired_bootstrap(
             accuracy(right), accuracy(after), 500, resamples=resamples, confidence=0.95, seed=9
         )
 
     whole = interval(600)
-    monkeypatch.setattr(stats, "CHUNK_BYTES", 8 * 500 * 7)
+    monkeypatch.setattr(bootstrap, "CHUNK_BYTES", 8 * 500 * 7)
     assert interval(600) == whole and whole.method == "bca"
     assert interval(499).method == "percentile"
 

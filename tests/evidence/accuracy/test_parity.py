@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tlexport.errors import ExportError
-from tlexport.evidence.parity import compare
+from tlexport.evidence.accuracy.parity import compare
 
 
 def outputs(n: int = 12, classes: int = 4) -> np.ndarray:

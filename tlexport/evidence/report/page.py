@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tlexport.evidence import figures
+from tlexport.evidence.report import figures
 
 STYLE = """
 :root {

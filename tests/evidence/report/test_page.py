@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlexport.evidence import figures
-from tlexport.evidence.report import render
+from tlexport.evidence.report import figures
+from tlexport.evidence.report.page import render
 
 VOID = {"meta", "br", "img", "circle", "line"}
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>' onload='x"

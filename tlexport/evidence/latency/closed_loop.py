@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tlexport.evidence.quantiles import Floats, Percentile, bounds_of, percentile
-from tlexport.evidence.recorder import Call, Recorder, clock_ns
+from tlexport.evidence.latency.quantiles import Floats, Percentile, bounds_of, percentile
+from tlexport.evidence.latency.recorder import Call, Recorder, clock_ns
 
 __all__ = [
     "Call",

@@ -1,0 +1,1 @@
+"""Answers held against the reference's on the same samples: drops with intervals, tests, slices, calibration."""
