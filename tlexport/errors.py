@@ -14,6 +14,8 @@ TlexportError             1   anything not named below
 │   ├── ReceiptError      9   the engine's real precisions are not what was asked
 │   └── BackendCrash      9   the compiler or runtime died or hung in its own process
 ├── GateError             10  measured, and over the limit the recipe states
+│   ├── LatencyGateError  13  too slow: over a limit, or slower than the baseline
+│   └── UndecidedError    14  too few samples, or too noisy a machine, to tell
 ├── BundleError           11  the bundle is incomplete, altered or has no passing verdict
 └── TrainingError         12  fine-tuning diverged or cannot be judged
 
@@ -30,6 +32,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "GateError",
+    "LatencyGateError",
     "LeakageError",
     "NoCompilerError",
     "NotInstalledError",
@@ -39,6 +42,7 @@ __all__ = [
     "StorageError",
     "TlexportError",
     "TrainingError",
+    "UndecidedError",
     "WeightsError",
 ]
 
@@ -112,6 +116,14 @@ class BackendCrash(CompileError):
 
 class GateError(TlexportError):
     exit_code = 10
+
+
+class LatencyGateError(GateError):
+    exit_code = 13
+
+
+class UndecidedError(GateError):
+    exit_code = 14
 
 
 class BundleError(TlexportError):

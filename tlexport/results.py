@@ -281,6 +281,110 @@ class CompileResult(Result):
     variants: tuple[Variant, ...]
 
 
+class Decision(Result):
+    """How a decision is made of probabilities: chosen on validation samples, frozen, and the same in the bundle."""
+
+    rule: str = Field(description="in words: most probable class, or how the cut-off was chosen")
+    thresholds: tuple[float, ...] | None = Field(
+        None,
+        description="a label is decided for at this probability or above: one of class 1 (binary) or one a label; "
+        "null: the most probable class",
+    )
+    samples: int = Field(0, description="validation samples that chose them; 0: none were needed")
+
+
+class FlipCount(Result):
+    """Test samples whose decision at the operating threshold is not the reference's."""
+
+    count: int
+    harmful: int = Field(description="right before, wrong now")
+    harmless: int = Field(description="the others: wrong before, or otherwise wrong now")
+    share: float
+    upper: float = Field(description="upper confidence bound of the share in the population")
+    mcnemar_p: float = Field(description="exact mid-p of as many harmful against as many mended decisions")
+
+
+class SliceDrop(Result):
+    """The metric's drop on some of the test samples."""
+
+    slice: str = Field(description="class=cat, group=17, sex=F, year=2019 ...")
+    samples: int
+    reference: float | None
+    drop: float | None = Field(description="null: too few samples, or the metric is undefined there")
+    drop_low: float | None
+    drop_high: float | None
+    p: float | None = Field(
+        None, description="that the slice has no drop at all, one-sided, Holm over the slices"
+    )
+    note: str = ""
+
+
+class CalibrationDrift(Result):
+    """Probabilities held against outcomes; drift is variant minus reference on the same resamples, positive is worse."""
+
+    ece: float = Field(description="of the variant: expected calibration error, its bias taken out")
+    ece_reference: float
+    ece_drift: float
+    ece_drift_low: float
+    ece_drift_high: float
+    brier: float
+    brier_reference: float
+    brier_drift: float
+    brier_drift_low: float
+    brier_drift_high: float
+
+
+class AucTest(Result):
+    """DeLong: reference minus variant."""
+
+    reference: float
+    variant: float
+    drop: float
+    low: float
+    high: float
+    p: float = Field(description="two-sided, of no difference")
+
+
+class ForecastTest(Result):
+    """Diebold and Mariano: is the variant's loss the same?"""
+
+    loss: str
+    mean_difference: float = Field(description="variant minus reference; positive is worse")
+    statistic: float
+    p: float = Field(description="two-sided, of equal losses")
+    periods: int
+    lags: int
+
+
+class Tails(Result):
+    """Where a regression's errors hurt most, in the label's unit."""
+
+    rmse: float
+    rmse_reference: float
+    rmse_low_decile: float = Field(description="over the samples with the smallest tenth of labels")
+    rmse_low_decile_reference: float
+    rmse_high_decile: float = Field(description="over the samples with the largest tenth of labels")
+    rmse_high_decile_reference: float
+    p99_error: float = Field(description="99% of the absolute errors are below")
+    p99_error_reference: float
+
+
+class AccuracyEvidence(Result):
+    """What stands behind a variant's verdict on accuracy."""
+
+    variant: str
+    p: float | None = Field(None, description="that the drop is at the limit or beyond, one-sided")
+    p_adjusted: float | None = Field(None, description="Holm over the variants of its target")
+    needed: int | None = Field(None, description="test samples that would decide, about")
+    flips: FlipCount | None = None
+    auc: AucTest | None = None
+    calibration: CalibrationDrift | None = None
+    forecast: ForecastTest | None = None
+    tails: Tails | None = None
+    slices: tuple[SliceDrop, ...] = ()
+    worst_slice: str = ""
+
+
 class VerifyResult(Result):
     run: str
     metric: str
@@ -289,6 +393,8 @@ class VerifyResult(Result):
     confidence: float
     gates: dict[str, Any]
     variants: tuple[Variant, ...]
+    decision: Decision | None = Field(None, description="null in a regression, where nothing is decided")
+    evidence: tuple[AccuracyEvidence, ...] = ()
 
 
 class BenchResult(Result):

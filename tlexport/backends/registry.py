@@ -66,6 +66,23 @@ def get(name: str) -> Backend:
     return BACKENDS[name]
 
 
+def device(name: str, target: str) -> str:
+    """`cpu` or `cuda`: where backend `name` runs an artifact for `target` on this machine.
+
+    Raises NotInstalledError or CompileError if it cannot.
+    """
+    module = get(name)
+    here = module.availability()
+    if not here.installed:
+        raise NotInstalledError(name, module.EXTRA, f"the variant for {target} runs in it")
+    if target not in here.runs:
+        raise CompileError(
+            f"{name} cannot run {target} on this machine (it runs: {', '.join(here.runs) or 'nothing'}"
+            f"{f'; {here.note}' if here.note else ''}); choose another --target, or a machine that has one"
+        )
+    return "cpu" if target == "cpu" else "cuda"
+
+
 def build(
     name: str,
     graph: Path,

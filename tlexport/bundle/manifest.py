@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tlexport.errors import BundleError
+from tlexport import targets
+from tlexport.errors import BundleError, RecipeError
 from tlexport.results import Variant
 from tlexport.run import digest, replacing, write_json
 from tlexport.tensors import Profile, TensorSpec
@@ -108,6 +109,22 @@ def read(bundle: Path) -> Manifest:
         if unlisted := {entry.file, entry.receipt} - document.files.keys():
             raise BundleError(f"{path} has no hash of what {target} runs: {', '.join(sorted(unlisted))}")
     return document
+
+
+def target(document: Manifest, wanted: str | None) -> str:
+    """The target asked for, by any of its names; without one the CPU's, else the only one. Raises RecipeError."""
+    held = list(document.targets)
+    if wanted is None:
+        if "cpu" not in held and len(held) > 1:
+            raise RecipeError(f"the bundle is for {', '.join(held)}: choose one with --target")
+        return "cpu" if "cpu" in held else held[0]
+    try:
+        name = targets.resolve(wanted)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if name not in held:
+        raise RecipeError(f"the bundle holds nothing for {name} (it is for: {', '.join(held)})")
+    return name
 
 
 def check(bundle: Path) -> Manifest:

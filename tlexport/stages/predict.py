@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlexport import targets
 from tlexport.backends import registry
 from tlexport.bundle import manifest
 from tlexport.errors import (
     BundleError,
-    CompileError,
     DataError,
-    NotInstalledError,
     RecipeError,
     StorageError,
 )
@@ -48,9 +45,9 @@ def run(
     started = time.monotonic()
     document = manifest.check(bundle)
     _require_elsewhere(out, bundle, data)
-    chosen = _target(document, target)
+    chosen = manifest.target(document, target)
     entry = document.targets[chosen]
-    device = _device(entry.variant.backend, chosen, bundle)
+    device = registry.device(entry.variant.backend, chosen)
     names, inputs, notes = _samples(document, data, bundle)
     for note in notes:
         progress.warn(note)
@@ -97,36 +94,6 @@ def _require_elsewhere(out: Path, bundle: Path, data: str) -> None:
         raise StorageError(
             f"--out {out} is a directory; name a file in it, for instance {out}/predictions.csv"
         )
-
-
-def _target(document: manifest.Manifest, wanted: str | None) -> str:
-    """The target asked for; without one the CPU's, else the only one."""
-    held = list(document.targets)
-    if wanted is None:
-        if "cpu" not in held and len(held) > 1:
-            raise RecipeError(f"the bundle is for {', '.join(held)}: choose one with --target")
-        return "cpu" if "cpu" in held else held[0]
-    try:
-        name = targets.resolve(wanted)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    if name not in held:
-        raise RecipeError(f"the bundle holds nothing for {name} (it is for: {', '.join(held)})")
-    return name
-
-
-def _device(backend: str, target: str, bundle: Path) -> str:
-    """`cpu` or `cuda`. Raises NotInstalledError or CompileError if the backend cannot run that target here."""
-    module = registry.get(backend)
-    here = module.availability()
-    if not here.installed:
-        raise NotInstalledError(backend, module.EXTRA, f"{bundle}'s variant for {target} runs in it")
-    if target not in here.runs:
-        raise CompileError(
-            f"{backend} cannot run {target} on this machine (it runs: {', '.join(here.runs) or 'nothing'}"
-            f"{f'; {here.note}' if here.note else ''}); choose another --target, or a machine that has one"
-        )
-    return "cpu" if target == "cpu" else "cuda"
 
 
 def _samples(
