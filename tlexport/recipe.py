@@ -174,6 +174,11 @@ class Data(Section):
         None, ge=2, description="at most this many training samples; val and test stay whole"
     )
     class_names: tuple[str, ...] | None = None
+    slices: tuple[str, ...] = Field(
+        (),
+        description="columns of the table or manifest by which verify tells drops apart (sex, hospital, age): they need "
+        "not be features; series are told apart by asset and year by themselves",
+    )
     manifest: Manifest = Manifest()
     dicom: Dicom = Dicom()
     table: Table = Table()
@@ -396,14 +401,44 @@ class Gates(Section):
     max_flips: float | None = Field(
         None, ge=0, le=1, description="share of test samples whose decision changes"
     )
+    max_slice_drop: float | None = Field(
+        None, ge=0, le=1, description="of any slice with enough samples; held against the estimate"
+    )
+    max_ece_drift: float | None = Field(
+        None, ge=0, le=1, description="how much worse calibrated than the reference, at worst"
+    )
     max_p50_ms: float | None = Field(None, gt=0)
     max_p99_ms: float | None = Field(None, gt=0)
     max_size_mb: float | None = Field(None, gt=0)
 
 
+class Decision(Section):
+    """The cut-off that decisions are made at: chosen on validation samples, frozen in the bundle. Of several classes the most
+    probable one is decided for, whatever stands here."""
+
+    rule: Literal["half", "youden", "sensitivity", "specificity", "precision", "share", "cost"] = Field(
+        "half",
+        description="half: 0.5; youden: most sensitivity + specificity; sensitivity, specificity, precision: at least `value`; "
+        "share: decided for about `value` of the samples; cost: least, where a miss costs `value` false alarms",
+    )
+    value: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> Decision:
+        if self.rule in ("half", "youden"):
+            if self.value is not None:
+                raise ValueError(f"value has no meaning with rule={self.rule}")
+        elif self.value is None:
+            raise ValueError(f"rule={self.rule} needs a value, for instance 0.9")
+        elif self.rule != "cost" and self.value > 1:
+            raise ValueError(f"value is a share, at most 1 (got {self.value:g})")
+        return self
+
+
 class Verify(Section):
     resamples: int = Field(2000, ge=200, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    least_samples: int = Field(30, ge=2, description="of a slice whose drop is stated")
 
 
 class Bench(Section):
@@ -447,6 +482,7 @@ class Recipe(Section):
     gates: Gates = Gates()
     verify: Verify = Verify()
     bench: Bench = Bench()
+    decision: Decision = Decision()
     golden: Golden = Golden()
 
     @field_validator("targets")

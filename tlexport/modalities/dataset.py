@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +41,7 @@ class Split:
     times    datetime64[D] [n] of the last moment a sample's inputs know of; None where there is no time
     keys     what makes each sample itself where its inputs depend on others (a molecule's SMILES, while tokens are
              numbered by a vocabulary); None: the inputs
+    slices   column -> str [n]: the part that each sample belongs to, where drops are told apart by it
     """
 
     inputs: NDArray[Any]
@@ -48,6 +50,7 @@ class Split:
     names: tuple[str, ...]
     times: NDArray[np.datetime64] | None = None
     keys: tuple[str, ...] | None = None
+    slices: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,6 +65,7 @@ class Split:
             names=tuple(self.names[row] for row in rows),
             times=None if self.times is None else self.times[rows],
             keys=None if self.keys is None else tuple(self.keys[row] for row in rows),
+            slices={name: of[rows] for name, of in self.slices.items()},
         )
 
     def batch(self, rows: NDArray[np.intp]) -> NDArray[Any]:

@@ -87,6 +87,10 @@ def load(
     all that a person has to decide or repair, NotInstalledError for DICOM without pydicom.
     """
     samples = image_sources.read(data)
+    if absent := set(data.slices) - set(samples.slices):
+        raise DataError(
+            f"data.slices names {', '.join(sorted(absent))}, and {data.path} has no columns; only a CSV manifest has"
+        )
     labels, class_names, task = _classes(samples, data, task)
     rows, origin = _divided(samples, labels, data, seed)
     _check_classes(rows, labels, class_names)
@@ -309,4 +313,5 @@ def _split(
         labels=labels[rows],
         groups=None if samples.groups is None else samples.groups[rows].astype(np.str_),
         names=tuple(samples.names[row] for row in rows),
+        slices={name: of[rows] for name, of in samples.slices.items()},
     )

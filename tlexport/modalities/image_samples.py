@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class Samples:
     names: Sequence[str]
     splits: NDArray[np.str_] | None = None
     groups: NDArray[Any] | None = None
+    slices: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ import numpy as np
 
 from tlexport import recipe
 from tlexport.errors import DataError
+from tlexport.modalities import slices
 from tlexport.modalities.image_arrays import read_digits, read_npz
 from tlexport.modalities.image_catalogs import read_medmnist, read_torchvision
 from tlexport.modalities.image_decode import channels_of, decode, is_image
@@ -181,6 +182,7 @@ def _read_csv(path: Path, data: recipe.Data) -> Samples:
         names=[row[columns.image] for row in rows],
         splits=np.array([_split_of(path, row[split], n) for n, row in enumerate(rows, 2)]) if split else None,
         groups=np.array([row[group] for row in rows]) if group else None,
+        slices=slices.read(data.slices, header, lambda name: [row[name] for row in rows]),
         class_names=names,
     )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError
-from tlexport.modalities import labels, molecule_table, splits, tables
+from tlexport.modalities import labels, molecule_table, slices, splits, tables
 from tlexport.modalities import molecule_chemistry as chemistry
 from tlexport.modalities import molecule_preparation as preparation
 from tlexport.modalities import molecule_tokenizer as tokenizer
@@ -64,7 +64,8 @@ def load(
         rows, twins, shared = labels.duplicates(rows, table.smiles, table.names(), data, told)
         prepared = _frozen(draft, [table.smiles[row] for row in rows["train"]])
         inputs = _encoded(prepared, table.smiles, rows, cache, progress)
-    made = {name: _split(table, values, scaffolds, rows[name], inputs[name]) for name in splits.NAMES}
+    sliced = slices.read(data.slices, table.frame.columns, lambda name: table.frame[name].to_list())
+    made = {name: _split(table, values, scaffolds, sliced, rows[name], inputs[name]) for name in splits.NAMES}
     report = DataReport(
         source=data.path,
         samples={name: len(split) for name, split in made.items()},
@@ -207,6 +208,7 @@ def _split(
     table: Table,
     values: NDArray[Any],
     scaffolds: NDArray[np.str_] | None,
+    sliced: slices.Slices,
     rows: NDArray[np.int64],
     inputs: NDArray[Any],
 ) -> Split:
@@ -216,7 +218,14 @@ def _split(
     if scaffolds is not None:
         groups = np.array([scaffolds[row] or key for row, key in zip(rows, keys, strict=True)])
     names = table.names()
-    return Split(inputs, values[rows], groups, tuple(names[row] for row in rows), keys=keys)
+    return Split(
+        inputs,
+        values[rows],
+        groups,
+        tuple(names[row] for row in rows),
+        keys=keys,
+        slices={name: of[rows] for name, of in sliced.items()},
+    )
 
 
 def _unlabelled(split: Split) -> Split:

@@ -4,6 +4,9 @@ inputs.npy       the test split as the graph takes it: [n, ...], or structured w
 labels.npy       as in dataset.Split
 outputs.npy      float32 [n, K]: what the reference serves for the test split
 groups.npy       int64 [n], where samples of one group are not independent
+names.npy        str [n]: what a person calls each sample
+times.npy        datetime64[D] [n], where there is time
+slices.npz       column -> str [n]: the part that each sample belongs to
 calibration.npy  training samples, as inputs.npy; calibration-labels.npy are theirs
 validation/      inputs, labels, outputs, groups of validation samples: what a search may look at, so that test stays unseen
 """
@@ -67,6 +70,11 @@ def _judged(folder: Path, judged: Judged, fields: Sequence[str]) -> None:
     _write(folder / "inputs.npy", split, np.arange(len(split)), fields)
     np.save(folder / "outputs.npy", judged.outputs.astype(np.float32, copy=False), allow_pickle=False)
     np.save(folder / "labels.npy", np.asarray(split.labels), allow_pickle=False)
+    np.save(folder / "names.npy", np.array(split.names, np.str_), allow_pickle=False)
+    if split.times is not None:
+        np.save(folder / "times.npy", split.times, allow_pickle=False)
+    if split.slices:
+        np.savez(folder / "slices.npz", allow_pickle=False, **split.slices)
     if split.groups is not None:
         groups = np.unique(np.asarray(split.groups), return_inverse=True)[1]
         np.save(folder / "groups.npy", groups.astype(np.int64), allow_pickle=False)

@@ -189,6 +189,7 @@ def _split(every: Samples, rows: NDArray[np.int64], days: NDArray[Any], windows:
         groups=np.array([f"days {block}" for block in np.searchsorted(days, origins) // windows.horizon]),
         names=tuple(f"{asset} {day}" for asset, day in zip(assets, origins, strict=True)),
         times=origins,
+        slices={"asset": assets.astype(np.str_), "year": origins.astype("datetime64[Y]").astype(np.str_)},
         bars=every.bars,
         window=windows.window,
         assets=assets,

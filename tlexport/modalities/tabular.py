@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tlexport import recipe
 from tlexport.errors import DataError
-from tlexport.modalities import labels, splits, tables, tabular_report, tabular_schema
+from tlexport.modalities import labels, slices, splits, tables, tabular_report, tabular_schema
 from tlexport.modalities.dataset import DataReport, Dataset, Split
 from tlexport.modalities.metrics import HIGHER_IS_BETTER, METRICS
 from tlexport.modalities.tabular_schema import samples
@@ -44,6 +44,7 @@ def load(
     frame, problems = _labelled(frame, target, data)
     values, names, found = labels.read(frame, target, data, task)
     groups = labels.text(frame, data.table.group)
+    sliced = slices.read(data.slices, frame.columns, lambda name: frame[name].to_list())
     rows, origin = _divided(frame, values, groups, data, seed)
     schema = tabular_schema.infer(frame, data.table, target, rows["train"])
     features, texts = schema.encode(frame)
@@ -52,7 +53,7 @@ def load(
     row_names = [f"row {row + 2}" for row in range(len(frame))]  # as an editor counts, below the header
     told = "test rows have the same features as a train row"
     rows, twins, shared = labels.duplicates(rows, hashes, row_names, data, told)
-    made = {name: _split(features, values, groups, rows[name]) for name in splits.NAMES}
+    made = {name: _split(features, values, groups, sliced, rows[name]) for name in splits.NAMES}
     counts = {name: labels.counts(split.labels, names, found) for name, split in made.items()}
     if found in ("binary", "multiclass"):
         labels.require_trained(counts)
@@ -137,6 +138,7 @@ def _split(
     features: NDArray[np.float32],
     values: NDArray[Any],
     groups: NDArray[np.str_] | None,
+    sliced: slices.Slices,
     rows: NDArray[np.int64],
 ) -> Split:
     return Split(
@@ -144,6 +146,7 @@ def _split(
         labels=values[rows],
         groups=None if groups is None else groups[rows],
         names=tuple(f"row {row + 2}" for row in rows),
+        slices={name: of[rows] for name, of in sliced.items()},
     )
 
 
