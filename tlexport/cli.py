@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tlexport import __version__
-from tlexport.errors import CompileError, GateError, TlexportError
+from tlexport.errors import CompileError, GateError, TlexportError, UndecidedError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -276,7 +276,7 @@ def build(
     _show(
         result, _variants(result.reference, result.variants, recipe.metric, result.chosen), "", _pairs(rows)
     )
-    _gate(result.failed)
+    _gate(result.failed, _exit_code(result.failed, result.variants))
 
 
 @app.command(epilog="Example: tlexport export runs/cxr export.opset=21")
@@ -406,16 +406,30 @@ def compile_(
     _gate({v.name: v.reason for v in result.variants if v.verdict == "fail"}, CompileError.exit_code)
 
 
-@app.command(epilog="Example: tlexport verify runs/cxr --max-drop 0.005")
+@app.command(
+    epilog="Example: tlexport verify runs/cxr --max-drop 0.005 decision.rule=sensitivity decision.value=0.95\n\n"
+    "Example: tlexport verify bundles/cxr"
+)
 def verify(
-    run: RunPath,
+    run: Annotated[Path, typer.Argument(metavar="PATH", help="A run, or a bundle.", show_default=False)],
     overrides: Overrides = None,
     max_drop: MaxDrop = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run every variant on the test split and hold it against the reference; exit 10 if a target has none that passes."""
+    """Is it still the same model? Of a run: every variant on the test split, held against the reference by paired statistics.
+    Of a bundle: every hash, and its golden samples on this machine.
+
+    Exit 10 if a target has no variant that passes, 14 if too few samples decide.
+    """
+    from tlexport.bundle.manifest import stands_in
+
+    if stands_in(run):
+        _verify_bundle(
+            run, [*(overrides or []), *([f"gates.max_drop={max_drop}"] if max_drop is not None else [])]
+        )
+        return
     opened, recipe = _open(run, overrides, max_drop=max_drop)
     from tlexport.results import Variant
     from tlexport.stages import package
@@ -432,7 +446,8 @@ def verify(
         verdict="reference",
     )
     _show(result, _variants(reference, result.variants, recipe.metric, {}))
-    _gate(package.failures(result.variants, [v.target for v in result.variants]))
+    failed = package.failures(result.variants, [v.target for v in result.variants])
+    _gate(failed, _exit_code(failed, result.variants))
 
 
 @app.command(epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2")
@@ -715,6 +730,32 @@ def _gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:
     if failed:
         sys.stderr.write("error: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "\n")
         raise typer.Exit(code)
+
+
+def _exit_code(failed: dict[str, str], variants: tuple[Variant, ...]) -> int:
+    """14 where every target without a passing variant has one that more samples might let pass, else 10."""
+    undecided = {variant.target for variant in variants if variant.verdict == "undecided"}
+    return UndecidedError.exit_code if failed.keys() <= undecided else GateError.exit_code
+
+
+def _verify_bundle(bundle: Path, overrides: list[str]) -> None:
+    from tlexport.errors import RecipeError
+    from tlexport.stages import replay
+
+    if overrides:
+        raise RecipeError(
+            f"{bundle} is a bundle: its gates are packed with it ({', '.join(overrides)} can change a run's)"
+        )
+    result = replay.run(bundle, _progress())
+    rows = {
+        target: f"{own.variant.name}: {own.verdict}, {own.reason or _or(own.max_abs_error, '.3g', '-') + ' from the reference'}"
+        f", verified {result.metric} drop at worst {_or(own.variant.drop_high, '.4g', '-')}"
+        for target, own in result.targets.items()
+    }
+    _show(result, f"{result.name}: every hash as packaged, {result.samples} golden samples", _pairs(rows))
+    _gate({target: own.reason for target, own in result.targets.items() if own.verdict == "fail"})
+    if all(own.verdict == "not run here" for own in result.targets.values()):
+        _gate({target: own.reason for target, own in result.targets.items()}, UndecidedError.exit_code)
 
 
 def _open(

@@ -96,10 +96,12 @@ def variants_table(
         table.add_column(heading, justify=side, no_wrap=heading != "verdict")  # type: ignore[arg-type]
     for variant in (reference, *variants):
         mark = "*" if variant.name in chosen.values() else " "
-        style = {"fail": "red", "refused": "dim"}.get(variant.verdict, "green" if mark == "*" else None)
+        style = {"fail": "red", "undecided": "yellow", "refused": "dim"}.get(
+            variant.verdict, "green" if mark == "*" else None
+        )
         verdict = (
             f"{variant.verdict}: {variant.reason}"
-            if variant.verdict in ("fail", "refused")
+            if variant.verdict in ("fail", "undecided", "refused")
             else variant.verdict
         )
         table.add_row(

@@ -402,7 +402,10 @@ class Gates(Section):
         None, ge=0, le=1, description="share of test samples whose decision changes"
     )
     max_slice_drop: float | None = Field(
-        None, ge=0, le=1, description="of any slice with enough samples; held against the estimate"
+        None,
+        ge=0,
+        le=1,
+        description="of any slice with enough samples whose drop is beyond chance (p at most 0.05, Holm over the slices)",
     )
     max_ece_drift: float | None = Field(
         None, ge=0, le=1, description="how much worse calibrated than the reference, at worst"

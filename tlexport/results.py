@@ -397,6 +397,27 @@ class VerifyResult(Result):
     evidence: tuple[AccuracyEvidence, ...] = ()
 
 
+class Replayed(Result):
+    """A bundle's variant asked its golden samples on this machine."""
+
+    variant: Variant = Field(description="as verify and bench left it")
+    verdict: str = Field(description="pass | fail | not run here")
+    reason: str
+    limit: float = Field(description="largest difference from the reference that is taken for the same model")
+    max_abs_error: float | None = None
+    flips: int | None = Field(None, description="golden samples that are decided otherwise")
+
+
+class ReplayResult(Result):
+    bundle: str
+    name: str
+    metric: str
+    reference: float | None
+    samples: int = Field(description="golden samples")
+    decision: Decision | None
+    targets: dict[str, Replayed]
+
+
 class BenchResult(Result):
     run: str
     reference: Variant
@@ -503,6 +524,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "compile": CompileResult,
     "explain-drop": ExplainResult,
     "verify": VerifyResult,
+    "verify-bundle": ReplayResult,
     "bench": BenchResult,
     "package": PackageResult,
     "build": BuildResult,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlexport import targets
 from tlexport.errors import BundleError, RecipeError
-from tlexport.results import Variant
+from tlexport.results import Decision, Variant
 from tlexport.run import digest, replacing, write_json
 from tlexport.tensors import Profile, TensorSpec
 
@@ -52,6 +52,7 @@ class Manifest(BaseModel):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch: Profile
+    decision: Decision | None = Field(None, description="how probabilities become a decision")
     metric: str
     reference: float | None
     gates: dict[str, Any]

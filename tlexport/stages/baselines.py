@@ -140,12 +140,14 @@ def _nested(
         "inputs": fitted.inputs,
     }
     checkpoint.save_graph(nested / "checkpoint", fitted.graph, f"baseline/{fitted.name}", data.task, extra)
+    rows = reference.drawn(data.val, recipe.search.samples, recipe.seed)
     reference.keep(
         nested / "reference",
         reference.Judged(data.test, fitted.test),
         data.train,
         samples=recipe.calibration.samples,
         seed=recipe.seed,
+        validation=reference.Judged(data.val.part(rows), fitted.val[rows]),
         fields=fitted.inputs,
     )
     result = tuned.model_copy(

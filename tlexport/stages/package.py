@@ -78,6 +78,7 @@ def _write(
 ) -> manifest.Manifest:
     description = describe_checkpoint(run / "checkpoint")
     extra = description.extra
+    verified = run.result("verify", VerifyResult)
     inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
     sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
     for name in ("inputs.npy", "outputs.npy"):
@@ -109,9 +110,10 @@ def _write(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         batch=recipe.export.batch,
+        decision=verified.decision,
         metric=recipe.metric,
         reference=measured.reference.metric,
-        gates=run.result("verify", VerifyResult).gates,
+        gates=verified.gates,
         targets=entries,
         provenance={
             "stages": {name: record["versions"] for name, record in run.manifest["stages"].items()},

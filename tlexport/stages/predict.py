@@ -22,7 +22,8 @@ from tlexport.errors import (
     RecipeError,
     StorageError,
 )
-from tlexport.modalities import MODALITIES, metrics
+from tlexport.evidence.accuracy import operating
+from tlexport.modalities import MODALITIES
 from tlexport.modalities.dataset import DataWarning
 from tlexport.progress import Progress
 from tlexport.results import PredictResult
@@ -129,7 +130,7 @@ def _rows(
     values = [dict(zip(columns, (float(str(value)) for value in row), strict=True)) for row in outputs]
     if document.task == "regression":
         return [{"name": name, **own} for name, own in zip(names, values, strict=True)], {}
-    decided = metrics.decisions(outputs, document.task)
+    decided = operating.decide(outputs, document.task, document.decision)
     words = [_words(row, document.classes) for row in decided]
     counts = Counter(word for row in words for word in row)
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,20 @@ import numpy as np
 from tlexport import targets
 from tlexport.backends import Options, registry
 from tlexport.errors import CompileError, ExportError
-from tlexport.evidence.accuracy import bootstrap, comparison, flips, parity
+from tlexport.evidence.accuracy import noninferiority, operating, parity
+from tlexport.evidence.accuracy.assessment import Assessed, Assessor, Question, adjusted
+from tlexport.evidence.accuracy.comparison import Rule
 from tlexport.graph import inspect, trace
 from tlexport.modalities import metrics
-from tlexport.models.checkpoint import describe_checkpoint
+from tlexport.models.checkpoint import Description, describe_checkpoint
 from tlexport.progress import Progress
-from tlexport.recipe import Recipe
-from tlexport.results import CompileResult, Variant, VerifyResult
+from tlexport.recipe import Gates, Recipe
+from tlexport.results import AccuracyEvidence, CompileResult, Decision, Variant, VerifyResult
 from tlexport.run import Run, digest, replacing, write_json
 
 BATCH = 16
 TIMEOUT = 3600.0
+CHANCE = 0.05  # of a slice whose drop is taken for real, after Holm over the slices
 NOT_RUN_HERE = "compiled, not run here"
 
 
@@ -28,78 +32,143 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
     compiled = run.result("compile", CompileResult)
     reference = run.require("reference", "finetune")
     files = [run / variant.file for variant in compiled.variants if variant.file]
-    config = recipe.model_dump(mode="json", include={"gates", "verify", "metric", "seed", "bench"})
+    config = recipe.model_dump(
+        mode="json", include={"gates", "verify", "metric", "seed", "bench", "decision"}
+    )
     record = run.stage("verify", config, inputs=[reference, run / "graphs", *files])
     if (finished := record.unchanged(VerifyResult)) is not None:
         progress.say("verify: unchanged, skipped")
         return finished
-    judge = Judge(run, recipe, describe_checkpoint(run / "checkpoint").task)
-    variants = []
+    judge = Judge(run, recipe, describe_checkpoint(run / "checkpoint"))
+    tried: list[Tried] = []
     with progress.bar("verifying") as step:
         for done, variant in enumerate(compiled.variants, start=1):
-            variants.append(judge.judged(variant) if variant.verdict == "unjudged" else variant)
-            step(done, len(compiled.variants))
-            if variants[-1].verdict == "fail":
-                progress.warn(f"{variant.name}: {variants[-1].reason}")
+            tried.append(judge.tried(variant) if variant.verdict == "unjudged" else Tried(variant))
+            step(done, len(compiled.variants), variant.name)
+    judged = judge.judged(tried)
+    for variant, _ in judged:
+        if variant.verdict in ("fail", "undecided"):
+            progress.warn(f"{variant.name}: {variant.reason}")
     result = VerifyResult(
         run=str(run.path),
         metric=recipe.metric,
-        reference=judge.reference.value,
-        samples=len(judge.reference),
+        reference=judge.assessor.reference.value,
+        samples=len(judge.assessor.reference),
         confidence=recipe.verify.confidence,
         gates=recipe.gates.model_dump(),
-        variants=tuple(variants),
+        variants=tuple(variant for variant, _ in judged),
+        decision=judge.assessor.question.decision,
+        evidence=tuple(evidence for _, evidence in judged if evidence is not None),
     )
     write_json(run / "verify.json", result.model_dump(mode="json"))
     record.finish(result, outputs=[run / "verify.json"])
     return result
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A variant with its numbers; `assessed` is None where there are none, and the verdict stands already."""
+
+    variant: Variant
+    assessed: Assessed | None = None
+    here: bool = False
+
+
 class Judge:
     """The reference's side of every comparison, read once."""
 
-    def __init__(self, run: Run, recipe: Recipe, task: str) -> None:
-        self.run, self.recipe, self.task = run, recipe, task
+    def __init__(self, run: Run, recipe: Recipe, description: Description) -> None:
+        self.run, self.recipe = run, recipe
         self.inputs = run / "reference/inputs.npy"
-        rule = comparison.Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
-        self.reference = comparison.Comparison.read(run / "reference", rule)
         self.input_names = tuple(spec.name for spec in inspect.io(trace.load(run / "graphs/fp32.onnx"))[0])
+        question = Question(
+            metric=recipe.metric,
+            task=description.task,
+            class_names=tuple(description.extra["class_names"]),
+            decision=_decision(run, recipe, description.task),
+            horizon=recipe.data.series.horizon,
+            least=recipe.verify.least_samples,
+        )
+        rule = Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
+        self.assessor = Assessor(run / "reference", rule, question)
 
-    def judged(self, variant: Variant) -> Variant:
-        """The variant with its numbers and verdict. A crash of its backend is a failed verdict, not an error."""
+    def tried(self, variant: Variant) -> Tried:
+        """The variant with its numbers. A crash of its backend is a failed verdict, not an error."""
         assert variant.file is not None
         artifact = self.run / variant.file
         if digest(artifact) != variant.sha256:
-            return variant.model_copy(
-                update={
-                    "verdict": "fail",
-                    "reason": f"{variant.file} was changed after it was compiled; compile again",
-                }
-            )
+            changed = f"{variant.file} was changed after it was compiled; compile again"
+            return Tried(variant.model_copy(update={"verdict": "fail", "reason": changed}))
         here = variant.target in registry.BACKENDS[variant.backend].availability().runs
         here = here and not variant.options.get("strip_weights")  # it runs where it is refitted
+        reference = self.assessor.reference
         try:
             outputs, judged_by = self._predict(variant, artifact, here)
-            found = parity.compare(self.reference.outputs, outputs)
+            found = parity.compare(reference.outputs, outputs)
         except (CompileError, ExportError) as error:
-            return variant.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
-        drop = self.reference.drop(outputs)
-        flipped = self._flips(outputs)
+            said = " ".join(str(error).split())
+            return Tried(variant.model_copy(update={"verdict": "fail", "reason": said}))
+        assessed = self.assessor.assess(variant.name, outputs)
+        drop, flips = assessed.drop, assessed.evidence.flips
         numbers = {
-            "metric": self.reference.value - self.reference.rule.sign * drop.estimate,
+            "metric": reference.value - reference.rule.sign * drop.estimate,
             "drop": drop.estimate,
             "drop_low": drop.low,
             "drop_high": drop.high,
-            "flips": flipped.count if flipped else None,
-            "flips_upper": flipped.upper if flipped else None,
+            "flips": flips.count if flips else None,
+            "flips_upper": flips.upper if flips else None,
             "max_abs_error": found.max_abs_error,
             "judged_by": judged_by,
         }
-        failed = self._failed(drop, flipped.share if flipped else None, variant)
-        passed = "pass" if here else NOT_RUN_HERE
-        reason = failed or ("" if here else f"accuracy judged by {judged_by} on the same typed graph")
-        return variant.model_copy(
-            update={**numbers, "verdict": "fail" if failed else passed, "reason": reason}
+        return Tried(variant.model_copy(update=numbers), assessed, here)
+
+    def judged(self, tried: list[Tried]) -> list[tuple[Variant, AccuracyEvidence | None]]:
+        """Each with its verdict. The variants of a target are so many chances to pass wrongly, and are corrected for that."""
+        corrected: dict[str, Assessed] = {}
+        for target in dict.fromkeys(own.variant.target for own in tried):
+            corrected |= adjusted(
+                {
+                    own.variant.name: own.assessed
+                    for own in tried
+                    if own.assessed and own.variant.target == target
+                }
+            )
+        return [
+            self._verdict(own, corrected[own.variant.name]) if own.assessed else (own.variant, None)
+            for own in tried
+        ]
+
+    def _verdict(self, tried: Tried, assessed: Assessed) -> tuple[Variant, AccuracyEvidence]:
+        reference, variant = self.assessor.reference, tried.variant
+        judgement = noninferiority.decide(
+            assessed.drop,
+            reference.limit,
+            n=len(reference),
+            p_adjusted=assessed.evidence.p_adjusted,
+            metric=self.recipe.metric,
+            gate=self._gate(),
+        )
+        missed = _missed(variant, assessed.evidence, self.recipe.gates)
+        if judgement.verdict == "fail":
+            missed.insert(0, judgement.reason)
+        evidence = assessed.evidence.model_copy(update={"needed": judgement.needed})
+        if missed:
+            verdict, reason = "fail", "; ".join(missed)
+        elif judgement.verdict == "undecided":
+            verdict, reason = "undecided", judgement.reason
+        elif tried.here:
+            verdict, reason = "pass", ""
+        else:
+            verdict = NOT_RUN_HERE
+            reason = f"accuracy judged by {variant.judged_by} on the same typed graph"
+        return variant.model_copy(update={"verdict": verdict, "reason": reason}), evidence
+
+    def _gate(self) -> str:
+        reference, limit = self.assessor.reference, f"max_drop {self.recipe.gates.max_drop:g}"
+        return (
+            f"{limit} of the reference's {reference.value:.4g}, {reference.limit:.4g}"
+            if reference.rule.unbounded
+            else limit
         )
 
     def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
@@ -124,33 +193,37 @@ class Judge:
             )
             return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
 
-    def _flips(self, outputs: np.ndarray) -> flips.Flips | None:
-        """None in a regression, where nothing is decided."""
-        if self.task == "regression":
-            return None
-        return flips.between(
-            metrics.decisions(self.reference.outputs, self.task),
-            metrics.decisions(outputs, self.task),
-            self.reference.labels,
-            confidence=self.recipe.verify.confidence,
-        )
 
-    def _failed(self, drop: bootstrap.Interval, flipped: float | None, variant: Variant) -> str:
-        """Which gates are missed, and by how much; empty if none is."""
-        gates = self.recipe.gates
-        missed = []
-        if not self.reference.within(drop):
-            of = f" of the reference's {self.reference.value:.4g}" if self.reference.rule.unbounded else ""
-            missed.append(
-                f"{self.recipe.metric} drop {drop.estimate:.4g}, at worst {drop.high:.4g} "
-                f"({self.recipe.verify.confidence:.0%} interval), over max_drop {gates.max_drop:g}{of}"
-            )
-        if gates.max_flips is not None and flipped is not None and flipped > gates.max_flips:
-            missed.append(f"{flipped:.2%} of the decisions flip, over max_flips {gates.max_flips:g}")
-        if (
-            gates.max_size_mb is not None
-            and variant.size_bytes is not None
-            and variant.size_bytes > gates.max_size_mb * 1e6
-        ):
-            missed.append(f"{variant.size_bytes / 1e6:.1f} MB, over max_size_mb {gates.max_size_mb:g}")
-        return "; ".join(missed)
+def _decision(run: Run, recipe: Recipe, task: str) -> Decision | None:
+    """The cut-off, chosen on the validation samples that the run keeps; None in a regression. Raises DataError, RunError."""
+    if task == "regression":
+        return None
+    asked = recipe.decision
+    if asked.rule == "half":
+        return operating.choose(None, None, task, "half", None)
+    folder = run.require("reference/validation", "finetune")
+    labels, outputs = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("labels", "outputs"))
+    return operating.choose(labels, outputs, task, asked.rule, asked.value)
+
+
+def _missed(variant: Variant, evidence: AccuracyEvidence, gates: Gates) -> list[str]:
+    """Which of the other gates are missed, and by how much."""
+    missed = []
+    if gates.max_flips is not None and evidence.flips and evidence.flips.share > gates.max_flips:
+        missed.append(f"{evidence.flips.share:.2%} of the decisions flip, over max_flips {gates.max_flips:g}")
+    limit = gates.max_slice_drop
+    missed += [
+        f"drop {part.drop:.4g} where {part.slice} ({part.samples} samples), over max_slice_drop {limit:g}"
+        for part in evidence.slices
+        if limit is not None and part.drop is not None and part.drop > limit and (part.p or 0.0) <= CHANCE
+    ]
+    drift = evidence.calibration
+    if gates.max_ece_drift is not None and drift and drift.ece_drift_high > gates.max_ece_drift:
+        missed.append(
+            f"calibration error {drift.ece_drift:+.4g} against the reference, at worst {drift.ece_drift_high:+.4g}, "
+            f"over max_ece_drift {gates.max_ece_drift:g}"
+        )
+    size = variant.size_bytes
+    if gates.max_size_mb is not None and size is not None and size > gates.max_size_mb * 1e6:
+        missed.append(f"{size / 1e6:.1f} MB, over max_size_mb {gates.max_size_mb:g}")
+    return missed

@@ -103,6 +103,7 @@ class Comparison:
             seed=self.rule.seed,
             sign=self.rule.sign,
             groups=self.groups,
+            limit=self.limit,
         )
 
     def within(self, drop: bootstrap.Interval) -> bool:

@@ -1,0 +1,104 @@
+"""replay: a bundle's golden samples through every variant that runs here, held against the reference's answers to them.
+
+The day's question: is what runs on this machine still the model that was validated? Hashes say that the files are; this says
+that the answers are. The verdict of verify, which saw the whole test split, is told again beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tlexport.backends import registry
+from tlexport.bundle import manifest
+from tlexport.errors import CompileError, ExportError, NotInstalledError
+from tlexport.evidence.accuracy import operating, parity
+from tlexport.progress import Progress
+from tlexport.results import Replayed, ReplayResult
+
+TIMEOUT = 3600.0
+# Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
+SLACK = 3.0
+ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
+
+
+def run(bundle: Path, progress: Progress) -> ReplayResult:
+    """Check every hash, then run what can run here. Raises BundleError if a byte differs; a variant that answers otherwise
+    has the verdict `fail`, one that cannot run here `not run here`.
+    """
+    document = manifest.check(bundle)
+    expected = np.load(bundle / "golden" / "outputs.npy", allow_pickle=False)
+    found: dict[str, Replayed] = {}
+    with progress.bar("replaying golden samples") as step:
+        for done, target in enumerate(document.targets, start=1):
+            found[target] = _replayed(bundle, document, target, expected)
+            step(done, len(document.targets), target)
+    return ReplayResult(
+        bundle=str(bundle),
+        name=document.name,
+        metric=document.metric,
+        reference=document.reference,
+        samples=len(expected),
+        decision=document.decision,
+        targets=found,
+    )
+
+
+def _replayed(bundle: Path, document: manifest.Manifest, target: str, expected: np.ndarray) -> Replayed:
+    variant = document.targets[target].variant
+    known = Replayed(
+        variant=variant, verdict="not run here", reason="", limit=_limit(variant.max_abs_error, expected)
+    )
+    try:
+        device = registry.device(variant.backend, target)
+    except (NotInstalledError, CompileError) as error:
+        return known.model_copy(update={"reason": str(error)})
+    try:
+        outputs = _answers(bundle, document, target, device)
+        measured = parity.compare(expected, outputs)
+    except (CompileError, ExportError) as error:
+        return known.model_copy(update={"verdict": "fail", "reason": " ".join(str(error).split())})
+    flips = None
+    if document.task != "regression":
+        before, after = (operating.decide(of, document.task, document.decision) for of in (expected, outputs))
+        flips = int((before != after).reshape(len(expected), -1).any(axis=1).sum())
+    agrees = measured.max_abs_error <= known.limit
+    reason = (
+        ""
+        if agrees
+        else f"differs by {measured.max_abs_error:.3g} from the reference, and verify measured {variant.max_abs_error or 0.0:.3g} "
+        f"(at most {known.limit:.3g} is taken for the same model)"
+    )
+    return known.model_copy(
+        update={
+            "verdict": "pass" if agrees else "fail",
+            "reason": reason,
+            "max_abs_error": measured.max_abs_error,
+            "flips": flips,
+        }
+    )
+
+
+def _limit(error: float | None, expected: np.ndarray) -> float:
+    return SLACK * (error or 0.0) + ROUNDING * float(np.ptp(expected, axis=0).max())
+
+
+def _answers(bundle: Path, document: manifest.Manifest, target: str, device: str) -> np.ndarray:
+    """float32 [n, K], from a child process."""
+    entry = document.targets[target]
+    with tempfile.TemporaryDirectory() as folder:
+        answered = Path(folder) / "outputs.npy"
+        registry.predict(
+            entry.variant.backend,
+            bundle / entry.file,
+            bundle / "golden" / "inputs.npy",
+            answered,
+            input_names=tuple(spec.name for spec in document.inputs),
+            batch_size=document.batch.max,
+            device=device,
+            timeout=TIMEOUT,
+        )
+        outputs: np.ndarray = np.load(answered, allow_pickle=False)
+        return outputs
