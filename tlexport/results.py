@@ -381,8 +381,9 @@ class AccuracyEvidence(Result):
     calibration: CalibrationDrift | None = None
     forecast: ForecastTest | None = None
     tails: Tails | None = None
-    slices: tuple[SliceDrop, ...] = ()
-    worst_slice: str = ""
+    slices: tuple[SliceDrop, ...] = Field((), description="worst first; those without a drop last")
+    worst_slice: str = Field("", description="in words; empty where no slice has a drop")
+    notes: tuple[str, ...] = Field((), description="what could not be said, and why")
 
 
 class VerifyResult(Result):

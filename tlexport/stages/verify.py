@@ -9,7 +9,7 @@ import numpy as np
 
 from tlexport import targets
 from tlexport.backends import Options, registry
-from tlexport.errors import CompileError, ExportError
+from tlexport.errors import CompileError, DataError, ExportError, RunError
 from tlexport.evidence.accuracy import noninferiority, operating, parity
 from tlexport.evidence.accuracy.assessment import Assessed, Assessor, Question, adjusted
 from tlexport.evidence.accuracy.comparison import Rule
@@ -81,11 +81,12 @@ class Judge:
         self.run, self.recipe = run, recipe
         self.inputs = run / "reference/inputs.npy"
         self.input_names = tuple(spec.name for spec in inspect.io(trace.load(run / "graphs/fp32.onnx"))[0])
+        names = tuple(description.extra["class_names"])
         question = Question(
             metric=recipe.metric,
             task=description.task,
-            class_names=tuple(description.extra["class_names"]),
-            decision=_decision(run, recipe, description.task),
+            class_names=names,
+            decision=_decision(run, recipe, description.task, names),
             horizon=recipe.data.series.horizon,
             least=recipe.verify.least_samples,
         )
@@ -144,9 +145,10 @@ class Judge:
             assessed.drop,
             reference.limit,
             n=len(reference),
-            p_adjusted=assessed.evidence.p_adjusted,
+            p_adjusted=assessed.evidence.p_adjusted or 0.0,
+            units=None if reference.groups is None else len(np.unique(reference.groups)),
             metric=self.recipe.metric,
-            gate=self._gate(),
+            share_of=reference.value if reference.rule.unbounded else None,
         )
         missed = _missed(variant, assessed.evidence, self.recipe.gates)
         if judgement.verdict == "fail":
@@ -162,14 +164,6 @@ class Judge:
             verdict = NOT_RUN_HERE
             reason = f"accuracy judged by {variant.judged_by} on the same typed graph"
         return variant.model_copy(update={"verdict": verdict, "reason": reason}), evidence
-
-    def _gate(self) -> str:
-        reference, limit = self.assessor.reference, f"max_drop {self.recipe.gates.max_drop:g}"
-        return (
-            f"{limit} of the reference's {reference.value:.4g}, {reference.limit:.4g}"
-            if reference.rule.unbounded
-            else limit
-        )
 
     def _predict(self, variant: Variant, artifact: Path, here: bool) -> tuple[np.ndarray, str]:
         """float32 [n,K] from the artifact, or from its typed graph in ONNX Runtime where the artifact cannot run here."""
@@ -194,16 +188,24 @@ class Judge:
             return np.load(partial, allow_pickle=False), f"{backend} ({provider})"
 
 
-def _decision(run: Run, recipe: Recipe, task: str) -> Decision | None:
+def _decision(run: Run, recipe: Recipe, task: str, names: tuple[str, ...]) -> Decision | None:
     """The cut-off, chosen on the validation samples that the run keeps; None in a regression. Raises DataError, RunError."""
     if task == "regression":
         return None
     asked = recipe.decision
     if asked.rule == "half":
-        return operating.choose(None, None, task, "half", None)
-    folder = run.require("reference/validation", "finetune")
+        return operating.half(task, len(names))
+    if task == "multiclass":
+        raise DataError(
+            f"decision.rule={asked.rule} needs a task of yes or no; of several classes the most probable one is decided for (half)"
+        )
+    folder = run / "reference/validation"
+    if not folder.is_dir():
+        raise RunError(
+            f"{run.path} keeps no validation samples to choose a cut-off on; fine-tune again into a new --out"
+        )
     labels, outputs = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("labels", "outputs"))
-    return operating.choose(labels, outputs, task, asked.rule, asked.value)
+    return operating.choose(labels, outputs, task, asked.rule, asked.value or 0.0, names=names)
 
 
 def _missed(variant: Variant, evidence: AccuracyEvidence, gates: Gates) -> list[str]:

@@ -112,7 +112,9 @@ def test_a_sharpened_model_is_badly_calibrated_though_no_decision_changes(tmp_pa
     assert found.calibration is not None
     assert found.calibration.ece_drift_low > 0.05 and found.calibration.brier_drift_low > 0
     assert found.calibration.ece_reference < 0.02
-    assert found.auc is not None and found.auc.drop == pytest.approx(0, abs=1e-9)
+    assert found.auc is not None and found.auc.drop == pytest.approx(
+        0, abs=1e-5
+    )  # float32 answers near 1 tie
 
 
 def test_flips_are_counted_at_the_operating_threshold(tmp_path: Path) -> None:

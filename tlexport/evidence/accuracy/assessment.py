@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlexport.errors import DataError
 from tlexport.evidence.accuracy import (
     bootstrap,
     calibration,
     delong,
     flips,
     forecasts,
+    noninferiority,
     operating,
     proportions,
     slices,
@@ -29,6 +31,7 @@ from tlexport.results import (
     Decision,
     FlipCount,
     ForecastTest,
+    SliceDrop,
     Tails,
 )
 
@@ -69,17 +72,28 @@ class Assessor:
     def assess(self, variant: str, outputs: NDArray[Any]) -> Assessed:
         """outputs: float32 [n, K] of the variant for the same samples. Raises DataError where the metric is undefined."""
         drop = self._drop(outputs)
-        parts = slices.drops(self.reference, outputs, self._masks, minimum=self.question.least)
+        parts = slices.drops(
+            self.reference,
+            outputs,
+            self._masks,
+            minimum=self.question.least,
+            decision=self.question.decision,
+        )
+        found: dict[str, Any] = {}
+        notes = []
+        for name, test in (
+            ("flips", self._flips),
+            ("auc", self._auc),
+            ("calibration", self._calibration),
+            ("forecast", self._forecast),
+            ("tails", self._tails),
+        ):
+            try:
+                found[name] = test(outputs)
+            except DataError as error:
+                notes.append(f"{name}: {error}")
         evidence = AccuracyEvidence(
-            variant=variant,
-            p=drop.p,
-            flips=self._flips(outputs),
-            auc=self._auc(outputs),
-            calibration=self._calibration(outputs),
-            forecast=self._forecast(outputs),
-            tails=self._tails(outputs),
-            slices=parts,
-            worst_slice=slices.worst(parts),
+            variant=variant, p=drop.p, slices=parts, worst_slice=_told(parts), notes=tuple(notes), **found
         )
         return Assessed(drop, evidence)
 
@@ -91,7 +105,7 @@ class Assessor:
         the density of answers near the cut-off bounds what was not seen (flips.unseen).
         """
         drop = self.reference.drop(outputs)
-        if self.question.metric not in DECIDED:
+        if self.question.metric not in DECIDED or self.reference.limit >= 1:
             return drop
         plain, n, weight = self._decided(outputs, None), len(self.reference), self._weight
         low, high = (
@@ -138,7 +152,6 @@ class Assessor:
         )
 
     def _auc(self, outputs: NDArray[Any]) -> AucTest | None:
-        """None in a regression, and where a class has no positive or no negative sample."""
         if self.question.task == "regression":
             return None
         found = delong.delong_macro(
@@ -147,14 +160,16 @@ class Assessor:
             outputs,
             self.question.task,
             self.reference.rule.confidence,
+            names=self.question.class_names,
+            groups=self.reference.groups,
         )
-        return None if found is None else AucTest.model_validate(found.model_dump(exclude={"se"}))
+        return AucTest.model_validate(found.model_dump(exclude={"se"}))
 
     def _calibration(self, outputs: NDArray[Any]) -> CalibrationDrift | None:
         if self.question.task == "regression":
             return None
         rule = self.reference.rule
-        found = calibration.drift(
+        return calibration.drift(
             self.reference.labels,
             self.reference.outputs,
             outputs,
@@ -164,28 +179,31 @@ class Assessor:
             seed=rule.seed,
             groups=self.reference.groups,
         )
-        return CalibrationDrift.model_validate(found.model_dump())
 
     def _forecast(self, outputs: NDArray[Any]) -> ForecastTest | None:
         """Only of samples that have a time."""
         if self.times is None:
             return None
-        of, name = forecasts.loss_of(self.question.metric, self.question.task)
-        labels = self.reference.labels
-        found = forecasts.diebold_mariano(
-            of(labels, self.reference.outputs),
-            of(labels, outputs),
-            self.times,
-            horizon=self.question.horizon,
-            loss=name,
-        )
-        return ForecastTest.model_validate(found.model_dump())
+        before, after = (self._losses(of) for of in (self.reference.outputs, outputs))
+        name = {"regression": "qlike" if self.question.metric == "qlike" else "squared error"}
+        loss = name.get(self.question.task, "brier")
+        return forecasts.diebold_mariano(before, after, self.times, self.question.horizon, loss)
+
+    def _losses(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
+        """[n]: QLIKE or squared error of a forecast, the squared error of a probability."""
+        labels, values = self.reference.labels, outputs.astype(np.float64)
+        if self.question.task != "regression":
+            truth = np.eye(values.shape[1])[labels] if labels.ndim == 1 else labels
+            return np.asarray(np.square(values - truth).mean(axis=1))
+        if self.question.metric == "qlike":
+            ratio = labels / values
+            return np.asarray((ratio - np.log(ratio) - 1).mean(axis=1))
+        return np.asarray(np.square(values - labels).mean(axis=1))
 
     def _tails(self, outputs: NDArray[Any]) -> Tails | None:
         if self.question.task != "regression":
             return None
-        found = forecasts.tails(self.reference.labels, self.reference.outputs, outputs)
-        return Tails.model_validate(found.model_dump())
+        return forecasts.tails(self.reference.labels, self.reference.outputs, outputs)
 
     @cached_property
     def _masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -200,10 +218,15 @@ class Assessor:
 
 def adjusted(found: Mapping[str, Assessed]) -> dict[str, Assessed]:
     """The same with Holm's correction over them: each is one chance to pass wrongly."""
-    from tlexport.evidence.accuracy.noninferiority import holm
-
-    p = holm({name: own.drop.p for name, own in found.items() if own.drop.p is not None})
+    p = noninferiority.holm({name: own.drop.p or 0.0 for name, own in found.items()})
     return {
-        name: replace(own, evidence=own.evidence.model_copy(update={"p_adjusted": p.get(name)}))
+        name: replace(own, evidence=own.evidence.model_copy(update={"p_adjusted": p[name]}))
         for name, own in found.items()
     }
+
+
+def _told(parts: tuple[SliceDrop, ...]) -> str:
+    worst = slices.worst(parts)
+    if worst is None or worst.drop is None:
+        return ""
+    return f"{worst.slice}: drop {worst.drop:.4g} ({worst.drop_low:.4g} to {worst.drop_high:.4g}, {worst.samples} samples)"

@@ -19,6 +19,15 @@ HALF = 0.5
 ROUNDING = 1e-12
 
 
+def half(task: str, columns: int) -> Decision:
+    """0.5 of class 1 or of each label; of several classes the most probable one. columns: of the probabilities."""
+    if task == "multiclass":
+        return Decision(rule="the most probable class", thresholds=None)
+    return Decision(
+        rule="a probability of at least 0.5", thresholds=(HALF,) * (1 if task == "binary" else columns)
+    )
+
+
 def choose(
     labels: NDArray[Any],
     probabilities: NDArray[Any],
@@ -37,7 +46,7 @@ def choose(
     ValueError for a rule that does not exist or that the task does not have.
     """
     if rule == "half":
-        return _half(task, np.shape(probabilities)[1])
+        return half(task, np.shape(probabilities)[1])
     if rule not in RULES:
         raise ValueError(f"no rule {rule!r}; there are half, {', '.join(RULES)}")
     if task not in ("binary", "multilabel"):
@@ -57,8 +66,12 @@ def choose(
     return Decision(rule=WORDS[rule].format(value=value), thresholds=thresholds, samples=len(labels))
 
 
-def decide(probabilities: NDArray[Any], task: str, decision: Decision) -> NDArray[np.int64]:
-    """[n] classes, or [n, K] 0/1 of a multilabel task, from probabilities float [n, K]. Compared in float64."""
+def decide(probabilities: NDArray[Any], task: str, decision: Decision | None = None) -> NDArray[np.int64]:
+    """[n] classes, or [n, K] 0/1 of a multilabel task, from probabilities float [n, K]. Compared in float64.
+
+    Without a `decision` by the rule `half`.
+    """
+    decision = decision or half(task, np.shape(probabilities)[1])
     if decision.thresholds is None:
         most_probable: NDArray[np.int64] = np.argmax(probabilities, axis=1).astype(np.int64)
         return most_probable
@@ -66,12 +79,6 @@ def decide(probabilities: NDArray[Any], task: str, decision: Decision) -> NDArra
     if task == "binary":
         return (scores[:, 1] >= decision.thresholds[0]).astype(np.int64)
     return (scores >= np.asarray(decision.thresholds)).astype(np.int64)
-
-
-def _half(task: str, columns: int) -> Decision:
-    if task == "multiclass":
-        return Decision(rule="the most probable class", thresholds=None)
-    return Decision(rule="0.5", thresholds=(HALF,) * (1 if task == "binary" else columns))
 
 
 @dataclass(frozen=True)
