@@ -46,6 +46,7 @@ def of(nvml: Any, gpu: Any) -> dict[str, Any]:
     power, memory = told(nvml.nvmlDeviceGetPowerUsage), told(nvml.nvmlDeviceGetMemoryInfo)
     reasons = told(nvml.nvmlDeviceGetCurrentClocksEventReasons)
     return {
+        "name": told(nvml.nvmlDeviceGetName),
         "sm_mhz": told(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
         "memory_mhz": told(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
         "most_sm_mhz": told(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,7 +220,7 @@ def test_an_engine_is_executed_once_a_call_and_not_at_all_by_a_replay(cuda) -> N
     assert engine.executed == before and bound.note == GRAPH
     assert np.array_equal(bound.outputs()["sums"], EXPECTED) and set(bound.timed_parts()) == PARTS
     assert np.array_equal(runner.run(IMAGES)["sums"], EXPECTED), "run captures nothing"
-    assert engine.executed == before + 2
+    assert engine.executed == before + 1
     plain, engine = engine_runner(cuda, note="another's graph")
     bound, before = plain.bind(IMAGES), engine.executed
     bound.call()
@@ -233,6 +234,57 @@ def test_an_engine_that_fails_or_is_asked_for_too_much_says_so(cuda) -> None:
     engine.fails = True
     with pytest.raises(CompileError, match="execution failed"):
         runner.bind(IMAGES)
+
+
+def test_eager_copies_its_inputs_anew_and_lays_them_out_on_the_gpu(cuda) -> None:
+    """The runner of a module on a GPU; the module computes on the CPU."""
+    layouts = []
+
+    class Sum(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            layouts.append(images.is_contiguous(memory_format=torch.channels_last))
+            return images.half().sum((1, 2, 3))[:, None]
+
+    images = np.ones((2, 3, 4, 4), np.float32)
+    where = torch.device("cuda")
+    runner = eager._EagerRunner(Sum(), ("images",), "sums", torch.channels_last, where, "", lambda: None)
+    bound = runner.bind({"other": images, "images": images})
+    assert bound.outputs()["sums"].tolist() == [[48], [48]] and bound.outputs()["sums"].dtype == np.float32
+    bound.call()
+    assert set(bound.timed_parts()) == PARTS and bound.note == "" and layouts == [True] * 3
+    with pytest.raises(CompileError, match="needs images"):
+        runner.bind({"other": images})
+
+
+def test_the_names_used_are_those_of_torch_and_onnxruntime(graphs) -> None:
+    """Which the stand-ins cannot show; the binding is a real one, of the CPU's memory."""
+    import onnxruntime
+
+    graph = inspect.signature(torch.cuda.graph.__init__).parameters
+    assert {"cuda_graph", "stream", "capture_error_mode"} <= set(graph)
+    assert "enable_timing" in inspect.signature(torch.cuda.Event.__new__).parameters
+    used = {
+        torch.cuda: ["Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream"],
+        torch.cuda.Stream: ["synchronize", "cuda_stream"],
+        torch.cuda.Event: ["record", "elapsed_time"],
+        torch.cuda.CUDAGraph: ["replay"],
+    }
+    assert [f"{of}.{name}" for of, names in used.items() for name in names if not hasattr(of, name)] == []
+    libraries = b"".join(p.read_bytes() for p in Path(onnxruntime.__file__).parent.glob("capi/*.so"))
+    for name in (b"user_compute_stream", b"enable_cuda_graph", b"use_tf32", b"gpu_graph_id"):
+        assert name in libraries, name
+    assert b"disable_synchronize_execution_providers" in libraries
+
+    session = onnxruntime.InferenceSession(graphs.paths["fp32"], providers=["CPUExecutionProvider"])
+    images, answers = torch.from_numpy(graphs.images), torch.zeros(graphs.reference().shape)
+    binding = session.io_binding()
+    binding.bind_input("images", "cpu", *ort_cuda._place(images, graphs.images.dtype)[1:])
+    binding.bind_output("probabilities", "cpu", *ort_cuda._place(answers, np.dtype(np.float32))[1:])
+    told = {"gpu_graph_id": "7", "disable_synchronize_execution_providers": "1"}
+    options = ort_cuda._told(**told)
+    assert {key: options.get_run_config_entry(key) for key in told} == told
+    session.run_with_iobinding(binding, options)
+    assert np.abs(answers.numpy() - graphs.reference()).max() < 1e-4
 
 
 class SessionStandIn:

@@ -206,6 +206,7 @@ class NvmlStandIn:
         pynvml = self.pynvml
         known = getattr(pynvml, name)  # so that a name it does not have is an error
         answers = {
+            "nvmlDeviceGetName": lambda gpu: "imagined",
             "nvmlDeviceGetClockInfo": lambda gpu, kind: {pynvml.NVML_CLOCK_SM: 1410, pynvml.NVML_CLOCK_MEM: 1593}[kind],
             "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: 1980,
             "nvmlDeviceGetTemperature": lambda gpu, sensor: 71,
@@ -223,6 +224,7 @@ def test_what_nvml_says_is_told_in_words() -> None:
     state = module("gpu_state")
     found = state.of(NvmlStandIn(pynvml), object())
     assert found["reasons"] == ["idle", "software power cap"] and found["throttled"] is True
+    assert found["name"] == "imagined"
     assert (found["sm_mhz"], found["celsius"], found["used_mib"], found["watts"]) == (1410, 71, 3072, None)
     assert state.words(0x1 | 0x200) == ["idle", "0x200"] and state.words(0) == []
     bits = {

@@ -46,18 +46,18 @@ class RoundTrip:
 
         cuda: Any = torch.cuda
         cuda.current_stream().synchronize()  # the buffers' first owners are done with them
-        with cuda.stream(
-            self.stream
-        ):  # once as it is: kernels are loaded and memory is taken, which no graph may hold
+        # Once as it is: kernels are loaded and memory is taken, which no graph may hold.
+        with cuda.stream(self.stream):
             self._send()
             made = compute()
-            shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()}
+            answers = {
+                name: torch.empty(tuple(tensor.shape), dtype=tensor.dtype, pin_memory=True)
+                for name, tensor in made.items()
+            }
+            _receive(answers, made)
         self.stream.synchronize()
         if capture:
             compute, note = captured(compute, self.stream)
-        answers = {
-            name: torch.empty(shape, dtype=dtype, pin_memory=True) for name, (shape, dtype) in shapes.items()
-        }
 
         def call() -> None:
             with cuda.stream(self.stream):
@@ -81,7 +81,8 @@ class RoundTrip:
             h2d, computed, d2h = (float(a.elapsed_time(b)) for a, b in itertools.pairwise(marks))
             return {"enqueue": enqueue, "h2d": h2d, "compute": computed, "d2h": d2h}
 
-        call()
+        if capture:
+            call()
         return Bound(
             call, lambda: {name: _array(tensor) for name, tensor in answers.items()}, timed_parts, note
         )
