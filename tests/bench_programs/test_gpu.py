@@ -81,6 +81,7 @@ def test_torch_computes_in_16_bits(precision: str) -> None:
     with torch.inference_mode():
         expected, found = serving(images), half(images)
     assert set(seen) == {{"fp16": torch.float16, "bf16": torch.bfloat16}[precision]}
+    assert {part.weight.dtype for part in half.modules() if isinstance(part, torch.nn.Conv2d)} == set(seen)
     assert found.dtype == torch.float32 and 0 < (found - expected).abs().max() < 0.1
     assert next(serving.parameters()).dtype == torch.float32, "the network itself is left as it is"
 
