@@ -93,8 +93,8 @@ def sane_model(backbone: str, size: int) -> Any:
     return ServingModel(model).eval()
 
 
-def small(name: str, quick: bool) -> Case:
-    """The network that a shipped recipe would fine-tune, prepared on the recipe's own training rows."""
+def small(name: str, quick: bool, data_folder: Path | None = None) -> Case:
+    """The network that a shipped recipe would fine-tune, prepared on the recipe's own training rows, or on others' if given."""
     import torch
 
     from tlexport import recipe as recipes
@@ -104,9 +104,10 @@ def small(name: str, quick: bool) -> Case:
     from tlexport.models.network import ServingModel
 
     wanted, data_path = SMALL[name]
-    if data_path and not (DATA / data_path).exists():
+    path = data_folder or (DATA / data_path if data_path else None)
+    if path and not path.exists():
         raise SystemExit(f"{name} needs {data_path} in the folder that TLEXPORT_SHARED/data names")
-    overrides = [f"data.path={DATA / data_path}"] if data_path else []
+    overrides = [f"data.path={path}"] if path else []
     recipe = recipes.load(wanted, overrides, sets=["quick"] if quick else [])
     data = MODALITIES[recipe.modality].load(recipe.data, task=recipe.task, seed=0, cache=None)
     torch.manual_seed(0)

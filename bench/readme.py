@@ -70,6 +70,7 @@ def section() -> str:
         ("strategies", strategies),
     ):
         lines += ["", *table(by_program[program]["cases"])] if program in by_program else []
+    lines += ["", *on_a_gpu()]
     machines = {
         (d["machine"]["cpu"], d["machine"]["usable_cores"], ", ".join(d["machine"]["isa"])) for d in documents
     }
@@ -215,6 +216,32 @@ def strategies(found: dict[str, Any]) -> list[str]:
         f"| {name} | {case['auto']['strategy']} | {case['regret']['val']:.2%} | {case['regret']['test']:.2%} | {case['share']:.2f} |"
         for name, case in found.items()
     ]
+
+
+def on_a_gpu() -> list[str]:
+    """One row a network and batch size: each backend's fastest precision; a sentence where bench/gpu.py never ran on one."""
+    path = RESULTS / "gpu.json"
+    if not path.is_file():
+        return ["Latency on a GPU (`python bench/gpu.py`): not yet measured on a GPU."]
+    document = json.loads(path.read_text())
+    fastest: dict[str, dict[str, tuple[float, str]]] = {}
+    for name, cell in document["cells"].items():
+        group, _, candidate = name.rpartition("/")
+        backend, _, precision = candidate.rpartition("-")
+        row = fastest.setdefault(group, {})
+        if cell["state"] == "measured" and (p50 := cell["latency"]["p50"]["value_ms"]) is not None:
+            told = f"{p50:.3g} ms ({precision}, {cell['speedup']['ratio']:.1f}x)"
+            row[backend] = min(row.get(backend, (p50, told)), (p50, told))
+    backends = list(dict.fromkeys(backend for row in fastest.values() for backend in row))
+    gpus = ", ".join(gpu["name"] for gpu in document["machine"]["gpus"]) or document["target"]
+    lines = [
+        f"On a GPU ({gpus}), median of a call with copies, fastest precision, over eager FP32 (`python bench/gpu.py`):",
+        "",
+    ]
+    lines += ["| network/batch | " + " | ".join(backends) + " |", "|---" * (1 + len(backends)) + "|"]
+    for group, row in fastest.items():
+        lines.append(f"| {group} | " + " | ".join(row[b][1] if b in row else "-" for b in backends) + " |")
+    return lines
 
 
 def command(document: dict[str, Any]) -> str:

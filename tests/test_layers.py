@@ -107,9 +107,12 @@ def test_backends_do_not_import_each_other() -> None:
         "capabilities",
         "gpu",
         "typed",
+        "round_trip",
+        "ort_cuda",
         "trt_log",
         "trt_options",
         "trt_progress",
+        "trt_runner",
         "inductor_code",
         "torch_threads",
     }

@@ -448,6 +448,9 @@ class Bench(Section):
     samples: int = Field(300, ge=10, description="timed runs of each variant at batch 1")
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     threads: int | None = Field(None, ge=1, description="default: the cores this process may use")
+    cuda_graphs: bool = Field(
+        True, description="on GPUs: time replays of a CUDA graph where it can be captured"
+    )
 
 
 class Golden(Section):

@@ -17,9 +17,9 @@ import make_trt_names
 import pytest
 from make_trt_names import FOLDER, MODULE
 
-from tlexport.backends import trt, trt_options, trt_progress
+from tlexport.backends import trt, trt_options, trt_progress, trt_runner
 
-SOURCES = (trt, trt_options, trt_progress)
+SOURCES = (trt, trt_options, trt_progress, trt_runner)
 VERSIONS = sorted(path.stem for path in FOLDER.glob("*.txt"))
 # Variable, parameter or field -> the class of what it holds.
 HOLDS = {
@@ -42,11 +42,15 @@ ONLY_IN = {("_optimization_profile", "tensor"): "ITensor"}  # where a name means
 PLAIN = {"dtype", "errors", "found", "limit", "made", "names"}
 ONLY_RTX = {
     (MODULE, "ComputeCapability"),
+    (MODULE, "CudaGraphStrategy"),
+    (MODULE, "DynamicShapesKernelSpecializationStrategy"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
     ("IRuntimeCache", "deserialize"),
     ("IRuntimeCache", "serialize"),
     ("IRuntimeConfig", "create_runtime_cache"),
+    ("IRuntimeConfig", "cuda_graph_strategy"),
+    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
     ("IRuntimeConfig", "set_runtime_cache"),
 }
 Names = dict[str, set[str]]

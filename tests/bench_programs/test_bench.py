@@ -23,6 +23,7 @@ PROMISED = {
     "memory": {"peak", "timeline_mb", "build", "settings"},
     "accuracy": {"cases"},
     "quantize": {"cases"},
+    "gpu": {"device", "target", "settings", "cells", "groups", "left"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 

@@ -68,6 +68,9 @@ class Options:
     tensorrt: TensorRT = field(default_factory=TensorRT)
     network: Load | None = None  # makes what the graph was traced from: for backends that compile PyTorch
     report: Callable[[str, float], None] = unheard  # how far a build is: (phase, share of the whole, 0 to 1)
+    cuda_graphs: bool = (
+        False  # a bound call replays a CUDA graph, on GPUs and where the backend can capture one
+    )
 
 
 DEFAULTS = Options()
@@ -81,10 +84,17 @@ class Held(functools.partial[object]):
 
 @dataclass(frozen=True)
 class Bound:
-    """`call()` computes the answer anew; `outputs()` reads what the last call left, on the host. Each may outlive the other."""
+    """`call()` computes the answer anew; `outputs()` reads what the last call left, on the host. Each may outlive the other.
+
+    `timed_parts()`, on GPUs alone, is a call that returns its parts in milliseconds: `enqueue`, how long the host took to
+    submit it, and by CUDA events `h2d`, `compute` and `d2h` (copy there, computation, copy back), which overlap `enqueue` and
+    include waiting for it where the GPU is the faster one. `note`, there, says that calls replay a CUDA graph, or why none.
+    """
 
     call: Callable[[], object]
     outputs: Callable[[], dict[str, np.ndarray]]
+    timed_parts: Callable[[], dict[str, float]] | None = None
+    note: str = ""
 
 
 class Runner(Protocol):

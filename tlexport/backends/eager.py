@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.backends import Bound, Runner, Tensors, torch_threads
+from tlexport.backends import Bound, Runner, Tensors, round_trip, torch_threads
 from tlexport.errors import CompileError
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class _EagerRunner:
         """On the CPU a call is the module alone, on tensors that are ready."""
         import torch
 
-        module, device, claim = self.module, self.device, self.claim
-        tensors = self._tensors(inputs, torch.device("cpu"))
+        if self.device.type != "cpu":
+            return self._bound_there(inputs)
+        module, claim = self.module, self.claim
+        tensors = self._tensors(inputs, self.device)
         latest: list[torch.Tensor] = [torch.empty(0)]
 
         @torch.inference_mode()
@@ -52,22 +54,33 @@ class _EagerRunner:
             claim()
             latest[0] = module(*tensors)
 
-        @torch.inference_mode()
-        def call_there_and_back() -> None:
-            claim()
-            latest[0] = module(*(tensor.to(device) for tensor in tensors)).cpu()
+        return Bound(call, lambda: {self.output: self._numpy(latest[0])})
 
-        return Bound(
-            call if device.type == "cpu" else call_there_and_back,
-            lambda: {self.output: self._numpy(latest[0])},
-        )
+    def _bound_there(self, inputs: Tensors) -> Bound:
+        import torch
+
+        cuda: Any = torch.cuda
+        trip = round_trip.RoundTrip(self._given(inputs), cuda.Stream())
+
+        @torch.inference_mode()
+        def compute() -> dict[str, torch.Tensor]:
+            self.claim()
+            return {self.output: self.module(*self._laid_out(trip.held.values())).float()}
+
+        return trip.bound(compute)
 
     def _tensors(self, inputs: Tensors, device: torch.device) -> list[torch.Tensor]:
         import torch
 
+        return self._laid_out(torch.from_numpy(array).to(device) for array in self._given(inputs).values())
+
+    def _given(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """The module's own inputs, in its order."""
         if missing := [name for name in self.inputs if name not in inputs]:
             raise CompileError(f"the module needs {', '.join(missing)}; given: {', '.join(inputs)}")
-        tensors = (torch.from_numpy(inputs[name]).to(device) for name in self.inputs)
+        return {name: inputs[name] for name in self.inputs}
+
+    def _laid_out(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         return [t.contiguous(memory_format=self.memory_format) if t.ndim == 4 else t for t in tensors]
 
     def _numpy(self, answer: torch.Tensor) -> np.ndarray:

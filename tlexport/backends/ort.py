@@ -26,6 +26,7 @@ from tlexport.backends import (
     Tensors,
     capabilities,
     gpu,
+    ort_cuda,
     receipt,
     typed,
 )
@@ -36,12 +37,13 @@ from tlexport.tensors import Profile
 NAME = "onnxruntime"
 EXTRA = ""
 SUFFIX = ".onnx"
-BOUND = "inputs and outputs are bound once (IOBinding)"
+BOUND = "inputs and outputs are bound once (IOBinding); on a GPU page-locked, with copies there and back in the time"
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 _COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention|TreeEnsemble|LinearClassifier|LinearRegressor|SVM")
 _NCHWC = "_nchwc"
+_NONE: Mapping[str, str] = {}
 
 
 def availability() -> Availability:
@@ -81,7 +83,7 @@ def build(
 
 
 @dataclass
-class _OrtRunner:
+class _CpuRunner:
     session: Any
     provider: str
 
@@ -90,20 +92,10 @@ class _OrtRunner:
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
 
     def bind(self, inputs: Tensors) -> Bound:
-        """On the CPU the session reads the inputs and writes the outputs in place (IOBinding).
-
-        On a GPU a call is a plain run: there, binding would copy the inputs once and for all calls.
-        """
+        """The session reads the inputs and writes the outputs in place (IOBinding)."""
         from onnxruntime import OrtValue
 
         outputs = self.run(inputs)
-        if self.provider != _CPU:
-            names, given = list(outputs), dict(inputs)
-
-            def run() -> None:
-                outputs.update(zip(names, self.session.run(names, given), strict=True))
-
-            return Bound(run, lambda: dict(outputs))
         binding = self.session.io_binding()
         read = {name: OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
         written = {name: OrtValue.ortvalue_from_numpy(array) for name, array in outputs.items()}
@@ -135,12 +127,27 @@ def runner(
     if judge and facts.half and device == "cpu":
         source = typed.rounding_to_half(typed.load(artifact)).SerializeToString()
     level = "BASIC" if judge and facts.quantized else "EXTENDED" if facts.half else "ALL"
-    session = _session(source, level, threads, device)
-    yield _OrtRunner(session, session.get_providers()[0])
+    if device == "cpu":
+        session = _session(source, level, threads, device)
+        yield _CpuRunner(session, session.get_providers()[0])
+    else:
+        _require_cuda()
+        on_cuda = functools.partial(_session, source, level, threads, device)
+        yield ort_cuda.opened(lambda settings: on_cuda(cuda=settings), graphs=options.cuda_graphs)
 
 
-def _session(source: Path | bytes, level: str, threads: int, device: str, **options: Any) -> Any:
+def _session(
+    source: Path | bytes,
+    level: str,
+    threads: int,
+    device: str,
+    *,
+    cuda: Mapping[str, str] = _NONE,
+    **options: Any,
+) -> Any:
     """A session on one device, which is checked afterwards: ONNX Runtime falls back to the CPU by itself.
+
+    `cuda` are options of the CUDA provider, `options` attributes of SessionOptions.
 
     `level`: FP16 graphs crashed ONNX Runtime 1.31 at ALL (vit_b_16), so they get EXTENDED at most.
     """
@@ -154,9 +161,7 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     for name, value in options.items():
         setattr(settings, name, value)
-    if device != "cpu" and (problem := _cuda_problem()[1]):
-        raise CompileError(problem)
-    providers: list[Any] = [_CPU] if device == "cpu" else [(_CUDA, {"use_tf32": "0"}), _CPU]
+    providers: list[Any] = [_CPU] if device == "cpu" else [(_CUDA, {"use_tf32": "0", **cuda}), _CPU]
     model = source if isinstance(source, bytes) else str(source)
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
@@ -173,6 +178,11 @@ def _session(source: Path | bytes, level: str, threads: int, device: str, **opti
 
 def _label(source: Path | bytes) -> str:
     return "the graph" if isinstance(source, bytes) else str(source)
+
+
+def _require_cuda() -> None:
+    if problem := _cuda_problem()[1]:
+        raise CompileError(problem)
 
 
 @functools.cache
@@ -217,7 +227,10 @@ def _executed(graph: Path, device: str, profile: Profile, expected: Mapping[str,
     """The compute kernels of one inference of zeros at the profile's smallest batch, with the types they got."""
     level = "EXTENDED" if typed.facts(graph).half else "ALL"
     with tempfile.TemporaryDirectory() as folder:
-        options = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "profile")}
+        options: dict[str, Any] = {
+            "enable_profiling": True,
+            "profile_file_prefix": str(Path(folder) / "profile"),
+        }
         session = _session(graph, level, 1, device, **options)
         session.run(None, {tensor.name: _zeros(tensor, profile.min) for tensor in session.get_inputs()})
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -14,18 +14,14 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from tlexport.backends import (
     DEFAULTS,
     Artifact,
     Availability,
-    Bound,
     Options,
     Runner,
-    Tensors,
     capabilities,
     gpu,
     receipt,
@@ -33,15 +29,14 @@ from tlexport.backends import (
     trt_progress,
     typed,
 )
+from tlexport.backends.round_trip import GRAPH
 from tlexport.backends.trt_log import read_layers
+from tlexport.backends.trt_runner import EngineRunner
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.recipe import TensorRT
 from tlexport.run import replacing
 from tlexport.targets import CAPABILITIES
 from tlexport.tensors import Profile
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass
@@ -142,6 +137,9 @@ class Flavour:
     ) -> Iterator[Runner]:
         """Load an engine on the first GPU. `threads` and `judge` change nothing: an engine is fixed.
 
+        For `options.cuda_graphs` TensorRT-RTX has a strategy of its own, which waits for the kernels that it compiles for
+        the shapes it meets; TensorRT's executions are captured here.
+
         Loading executes what is in the file: call it only for engines whose hash was checked. Raises CompileError
         if there is no GPU, or the engine is not for it, or holds no weights.
         """
@@ -162,8 +160,11 @@ class Flavour:
             raise CompileError(
                 f"{artifact} was built without its weights (tensorrt.strip_weights): refit it before it runs"
             )
-        with trt_options.execution_context(engine, options.tensorrt) as context:
-            yield _EngineRunner(trt, engine, context, f"{self.NAME} on {here}")
+        own = self.crosses and options.cuda_graphs
+        with trt_options.execution_context(trt, engine, options.tensorrt, graphs=own) as context:
+            capture = options.cuda_graphs and not self.crosses
+            note = f"{GRAPH}, which {self.NAME} captures by itself" if own else ""
+            yield EngineRunner(trt, engine, context, f"{self.NAME} on {here}", capture, note)
 
     def _library(self) -> Any:
         if importlib.util.find_spec(self.module) is None:
@@ -192,64 +193,6 @@ class Flavour:
 
 RTX = Flavour("tensorrt_rtx", "rtx", ".rtx.engine", "tensorrt_rtx")
 TENSORRT = Flavour("tensorrt", "tensorrt", ".engine", "tensorrt")
-
-
-@dataclass
-class _EngineRunner:
-    trt: Any
-    engine: Any
-    context: Any
-    provider: str
-
-    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        bound = self.bind(inputs)
-        bound.call()
-        return bound.outputs()
-
-    def bind(self, inputs: Tensors) -> Bound:
-        """A call copies the inputs to the GPU, executes, copies the outputs back and waits for all of it.
-
-        Host memory is page-locked, so that a copy is one transfer; buffers on both sides are allocated here.
-        """
-        import torch
-
-        cuda: Any = torch.cuda
-        stream = cuda.Stream()
-        given = {name: torch.from_numpy(array).pin_memory() for name, array in inputs.items()}
-        held = {name: torch.empty_like(tensor, device="cuda") for name, tensor in given.items()}
-        for name, tensor in held.items():
-            if not self.context.set_input_shape(name, tuple(tensor.shape)):
-                raise CompileError(f"{name} of shape {tuple(tensor.shape)} is outside the engine's profile")
-        made = {name: self._output(name) for name in self._output_names()}
-        answers = {
-            name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in made.items()
-        }
-        for name, tensor in (held | made).items():
-            self.context.set_tensor_address(name, tensor.data_ptr())
-
-        def call() -> None:
-            with cuda.stream(stream):
-                for name, tensor in held.items():
-                    tensor.copy_(given[name], non_blocking=True)
-                if not self.context.execute_async_v3(stream.cuda_stream):
-                    raise CompileError(f"{self.provider}: the engine's execution failed")
-                for name, tensor in answers.items():
-                    tensor.copy_(made[name], non_blocking=True)
-            stream.synchronize()
-
-        cuda.current_stream().synchronize()  # the buffers' first owners are done with them
-        return Bound(call, lambda: {name: tensor.numpy().copy() for name, tensor in answers.items()})
-
-    def _output_names(self) -> list[str]:
-        names = map(self.engine.get_tensor_name, range(self.engine.num_io_tensors))
-        return [n for n in names if self.engine.get_tensor_mode(n) == self.trt.TensorIOMode.OUTPUT]
-
-    def _output(self, name: str) -> torch.Tensor:
-        """An uninitialised tensor on the GPU, of the shape that the inputs' shapes imply."""
-        import torch
-
-        dtype = torch.from_numpy(np.empty(0, self.trt.nptype(self.engine.get_tensor_dtype(name)))).dtype
-        return torch.empty(tuple(self.context.get_tensor_shape(name)), dtype=dtype, device="cuda")
 
 
 def _log(trt: Any) -> Any:

@@ -132,16 +132,22 @@ def timing_cache(config: Any, options: TensorRT) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def execution_context(engine: Any, options: TensorRT) -> Iterator[Any]:
+def execution_context(trt: Any, engine: Any, options: TensorRT, *, graphs: bool) -> Iterator[Any]:
     """An IExecutionContext, which reads and extends the file `runtime_cache`. Never run here: it needs a GPU.
 
-    Raises CompileError if the file is of another GPU, driver or TensorRT-RTX.
+    `graphs` asks TensorRT-RTX for CUDA graphs. Raises CompileError if it does not take that, or if the file is of another
+    GPU, driver or TensorRT-RTX.
     """
-    if options.runtime_cache is None:
+    if options.runtime_cache is None and not graphs:
         yield engine.create_execution_context()
         return
-    path = Path(options.runtime_cache)
     runtime_config = engine.create_runtime_config()
+    if graphs:
+        _capture_graphs(trt, runtime_config)
+    if options.runtime_cache is None:
+        yield engine.create_execution_context(runtime_config)
+        return
+    path = Path(options.runtime_cache)
     runtime_cache = runtime_config.create_runtime_cache()
     if path.is_file() and not runtime_cache.deserialize(path.read_bytes()):
         raise CompileError(_foreign("runtime", path))
@@ -149,6 +155,22 @@ def execution_context(engine: Any, options: TensorRT) -> Iterator[Any]:
     yield engine.create_execution_context(runtime_config)
     with replacing(path) as partial:
         partial.write_bytes(memoryview(runtime_cache.serialize()))
+
+
+def _capture_graphs(trt: Any, runtime_config: Any) -> None:
+    """Have the whole engine captured once the kernels for a shape are there, which are then compiled by the first call.
+
+    NVIDIA's "Working with RTX CUDA Graphs": by default these come later, from the background, and the graph with them.
+    """
+    whole = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    at_once = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    runtime_config.cuda_graph_strategy = whole
+    runtime_config.dynamic_shapes_kernel_specialization_strategy = at_once
+    held = (runtime_config.cuda_graph_strategy, runtime_config.dynamic_shapes_kernel_specialization_strategy)
+    if held != (whole, at_once):
+        raise CompileError(
+            f"{trt.__name__} does not take CUDA graphs: given {(whole, at_once)}, it holds {held}"
+        )
 
 
 def _foreign(kind: str, path: Path) -> str:

@@ -50,7 +50,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
         progress.warn(
             f"others use {busy:g}% of this machine: take these times for a rough guide, and bench again when it is idle"
         )
-    candidates = _candidates(run, verified.variants, Options(recipe.tensorrt.placed(run / "cache")))
+    options = Options(recipe.tensorrt.placed(run / "cache"), cuda_graphs=recipe.bench.cuda_graphs)
+    candidates = _candidates(run, verified.variants, options)
     batch = _Batches(run)
     given = {
         name: threads if recipe.bench.threads else fastest_threads(load, batch(1), threads)
@@ -127,9 +128,13 @@ def _measure(
     if not runners:
         return closed_loop.Timed({}, closed_loop.clock_ns()), {}
     one = batch(1)
+    bounds = {name: runner.bind(one) for name, runner in runners.items()}
+    for name, bound in bounds.items():
+        if bound.note:
+            progress.say(f"bench: {name}: {bound.note}")
     with progress.bar("timing, batch 1") as step:
         raw = closed_loop.interleave(
-            {name: runner.bind(one).call for name, runner in runners.items()},
+            {name: bound.call for name, bound in bounds.items()},
             samples=recipe.bench.samples,
             seed=recipe.seed,
             protected=[name for name in runners if name == REFERENCE],
