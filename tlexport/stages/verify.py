@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
     if (finished := record.unchanged(VerifyResult)) is not None:
         progress.say("verify: unchanged, skipped")
         return finished
-    judge = Judge(run, recipe, describe_checkpoint(run / "checkpoint"))
+    judge = Judge(run, recipe, describe_checkpoint(run / "checkpoint"), len(compiled.variants))
     tried: list[Tried] = []
     with progress.bar("verifying") as step:
         for done, variant in enumerate(compiled.variants, start=1):
@@ -77,7 +78,7 @@ class Tried:
 class Judge:
     """The reference's side of every comparison, read once."""
 
-    def __init__(self, run: Run, recipe: Recipe, description: Description) -> None:
+    def __init__(self, run: Run, recipe: Recipe, description: Description, variants: int) -> None:
         self.run, self.recipe = run, recipe
         self.inputs = run / "reference/inputs.npy"
         self.input_names = tuple(spec.name for spec in inspect.io(trace.load(run / "graphs/fp32.onnx"))[0])
@@ -91,6 +92,9 @@ class Judge:
             least=recipe.verify.least_samples,
         )
         rule = Rule.of(recipe, metrics.METRICS, metrics.HIGHER_IS_BETTER, metrics.UNBOUNDED)
+        # Resamples tell no p below one in their number, and Holm multiplies it by that of the variants.
+        least = math.ceil(2 * variants / (1 - rule.confidence))
+        rule = replace(rule, resamples=max(rule.resamples, least))
         self.assessor = Assessor(run / "reference", rule, question)
 
     def tried(self, variant: Variant) -> Tried:

@@ -181,14 +181,11 @@ def _p_value(
 
     That end is read at the level Phi(z0 + y / (1 - a y)) with y = z0 + Phi^-1(1 - p) (`_levels`). Where this is
     G(limit), G the bootstrap distribution, w = Phi^-1(G(limit)) - z0 is y / (1 - a y), so y = w / (1 + a w) and
-    p = 1 - Phi(y - z0). Beyond the last resample
-    p is one in their number, or less where a normal tail is thinner.
+    p = 1 - Phi(y - z0). Resamples tell no p below one in their number.
     """
     if constant:
         return 1.0 if estimate >= limit - ROUNDING else 0.0
     normal, smallest = NormalDist(), 1 / (len(drops) + 1)
-    if limit > drops.max() + ROUNDING:  # where no resample came, the tail is taken for a normal one
-        return min(smallest, normal.cdf(-(limit - estimate) / float(drops.std())))
     bias, acceleration = correction or (0.0, 0.0)
     share = _share_below(drops, limit)
     w = normal.inv_cdf(share) - bias if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
