@@ -132,3 +132,10 @@ def test_a_rounding_does_not_fail() -> None:
     assert low > 0.005
     assert decide(interval(0.006, low, 0.007), 0.005, n=10, p_adjusted=1.0).verdict == "undecided"
     assert decide(interval(0.006, low + 1e-9, 0.007), 0.005, n=10, p_adjusted=1.0).verdict == "fail"
+
+
+def test_a_limit_of_zero_judges_these_samples_alone() -> None:
+    same = decide(interval(0.0, 0.0, 0.0, method="constant", p=1.0), 0.0, n=50, p_adjusted=1.0)
+    assert same.verdict == "pass"
+    worse = decide(interval(0.0, -0.02, 0.02), 0.0, n=50, p_adjusted=1.0)
+    assert worse.verdict == "fail" and worse.reason.endswith("over max_drop 0")

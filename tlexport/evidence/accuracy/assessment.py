@@ -105,7 +105,7 @@ class Assessor:
         the density of answers near the cut-off bounds what was not seen (flips.unseen).
         """
         drop = self.reference.drop(outputs)
-        if self.question.metric not in DECIDED or self.reference.limit >= 1:
+        if self.question.metric not in DECIDED or not 0 < self.reference.limit < 1:
             return drop
         plain, n, weight = self._decided(outputs, None), len(self.reference), self._weight
         low, high = (

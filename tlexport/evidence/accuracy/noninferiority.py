@@ -50,7 +50,8 @@ def decide(
 
     Passes where "the drop is at the limit or beyond" is rejected at half of the interval's error, by `p_adjusted`
     (adjusted for the other variants, and for what unseen flips could do). Fails where the whole interval is beyond
-    the limit. Otherwise the samples are too few.
+    the limit. Otherwise the samples are too few. A limit of 0 cannot be shown of a population: there these samples
+    alone are judged, and any drop in the interval fails.
     units: how many groups the samples came in, if in groups. metric: for the reason. share_of: the reference's
     value where the limit is a share of it.
     """
@@ -60,6 +61,8 @@ def decide(
         stated = f"max_drop {limit / share_of:.4g} of the reference's {share_of:.4g}"
     seen = f"{metric} drop {interval.estimate:.4g}, at worst {interval.high:.4g}".lstrip()
     seen += f" ({100 * interval.confidence:.4g}% interval)"
+    if limit <= ROUNDING:
+        return _none_allowed(interval, seen)
     if p_adjusted <= tail:
         return Judgement(verdict="pass", needed=None, reason=f"{seen}, within {stated}")
     if interval.low > limit + ROUNDING:
@@ -73,6 +76,12 @@ def decide(
         needed=needed,
         reason=f"{seen} against {stated}: undecided{held}, {_asked(needed, n, units)}",
     )
+
+
+def _none_allowed(interval: Interval, seen: str) -> Judgement:
+    if interval.high <= ROUNDING:
+        return Judgement(verdict="pass", needed=None, reason=f"{seen}, none on these samples")
+    return Judgement(verdict="fail", needed=None, reason=f"{seen}, over max_drop 0")
 
 
 def _needed(interval: Interval, limit: float, n: int, p_adjusted: float) -> int | None:
