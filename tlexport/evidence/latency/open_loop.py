@@ -115,10 +115,7 @@ def run(calls: Sequence[Call], at: Floats, *, clock: Clock | None = None, grace_
     began = kept.now()
     stop = began + float(at[-1]) + grace_s
     with collector_off():
-        if len(calls) == 1:
-            rows = [_work(calls[0], queue, kept, began, stop)]
-        else:
-            rows = _together(calls, queue, kept, began, stop)
+        rows = _together(calls, queue, kept, began, stop)
     ended = kept.now() - began
     table = np.array(sorted(row for of in rows for row in of), dtype=np.float64).reshape(-1, 4)
     taken = table[:, 0].astype(int)
@@ -137,6 +134,10 @@ def run(calls: Sequence[Call], at: Floats, *, clock: Clock | None = None, grace_
 def _together(
     calls: Sequence[Call], queue: deque[tuple[int, float]], clock: Clock, began: float, stop: float
 ) -> list[list[tuple[int, float, float, float]]]:
+    """What each worker did; a single one works in this thread."""
+    if len(calls) == 1:
+        return [_work(calls[0], queue, clock, began, stop)]
+
     def work(call: Call) -> list[tuple[int, float, float, float]]:
         try:
             return _work(call, queue, clock, began, stop)

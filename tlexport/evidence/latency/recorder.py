@@ -47,10 +47,13 @@ class Recorder:
     def warm_up(self, limit_s: float) -> float:
         """Call until the times stand still (stationarity.settled), or the time is up; returns the last half's median in ns a call.
 
-        The first call is outside the limit: it may compile. Short calls are taken together, so that a value lasts
+        The first call is outside the limit: it may compile; with a limit of 0 it is the only one. Short calls are taken together, so that a value lasts
         WARMUP_VALUE_NS: clock rates and caches settle in milliseconds, however many calls fit into one.
         """
         first = self.timed()[1]
+        if limit_s <= 0:
+            self.warmup_calls = 1
+            return first
         deadline = time.perf_counter() + limit_s
         self.warmup_calls = 1 + GAUGED
         quick = float(np.median([self.timed()[1] for _ in range(GAUGED)]))
@@ -64,7 +67,7 @@ class Recorder:
                 self.stationary = stationarity.settled(np.array(values))
                 look = math.ceil(WARMUP_GROWTH * look)
         self.calls_per_sample = 1
-        return float(np.median(values[len(values) // 2 :] or [quick, first]))
+        return float(np.median(values[len(values) // 2 :] or [quick]))
 
     def share_clock(self, median_ns: float, clock: float, share: float) -> None:
         """Time so many calls together that the clock is at most `share` of a sample."""
