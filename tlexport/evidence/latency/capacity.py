@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 
 from tlexport.evidence.latency import open_loop
+from tlexport.evidence.latency.limits import side, told
 from tlexport.evidence.latency.open_loop import Served
 from tlexport.evidence.latency.quantiles import queued_percentile
 from tlexport.evidence.latency.recorder import Call, collector_off
@@ -192,22 +192,15 @@ class _Search:
 def judged(served: Served, rate: float, seconds: float, limit_ms: float) -> Probe:
     """Whether the p99 of an open loop is within the limit: by its interval, which must be on one side of it."""
     p99 = queued_percentile(served.latency, Q)
-    verdict: Literal["within", "over", "undecided"] = "undecided"
-    if grew := open_loop.overload(served):
-        verdict, reason = "over", grew
-    elif p99.value_ms is None or p99.low_ms is None:
-        reason = p99.reason
-    elif p99.low_ms > limit_ms:
-        verdict, reason = "over", f"p99 {p99.value_ms:.4g} ms, at best {p99.low_ms:.4g} ms"
-    elif p99.high_ms is None:
-        reason = p99.reason
-    elif p99.high_ms <= limit_ms:
-        verdict, reason = "within", f"p99 {p99.value_ms:.4g} ms, at worst {p99.high_ms:.4g} ms"
-    else:
-        reason = f"p99 {p99.value_ms:.4g} ms, {p99.low_ms:.4g} to {p99.high_ms:.4g} ms"
+    grew = open_loop.overload(served)
     return Probe(
-        rate_per_s=rate, seconds=seconds, requests=len(served.latency), p99=p99, verdict=verdict, reason=reason
-    )  # fmt: skip
+        rate_per_s=rate,
+        seconds=seconds,
+        requests=len(served.latency),
+        p99=p99,
+        verdict="over" if grew else side(p99, limit_ms),
+        reason=grew or told(p99),
+    )
 
 
 def _none(probes: Sequence[Probe], limit_ms: float) -> str:

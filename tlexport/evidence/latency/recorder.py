@@ -47,8 +47,9 @@ class Recorder:
     def warm_up(self, limit_s: float) -> float:
         """Call until the times stand still (stationarity.settled), or the time is up; returns the last half's median in ns a call.
 
-        The first call is outside the limit: it may compile; with a limit of 0 it is the only one. Short calls are taken together, so that a value lasts
-        WARMUP_VALUE_NS: clock rates and caches settle in milliseconds, however many calls fit into one.
+        The first call is outside the limit, as it may compile; with a limit of 0 it is the only one. Short calls are taken
+        together, so that a value lasts WARMUP_VALUE_NS: clock rates and caches settle in milliseconds, however many
+        calls fit into one.
         """
         first = self.timed()[1]
         if limit_s <= 0:
