@@ -461,7 +461,10 @@ def bench(
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="How long to measure; default 10.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.1, help="How long an open loop lasts, or a probe at most; default 10.", show_default=False
+        ),
     ] = None,
     arrivals: Annotated[
         str | None, typer.Option(help="poisson (default) or fixed.", show_default=False)

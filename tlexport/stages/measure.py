@@ -31,7 +31,7 @@ from tlexport.timings import CurvePoint, LargestRate, OpenLoop, Percentile
 
 POINT_S = 1.0  # of one point of the curve
 PARTS_CALLS = 50
-PROBE_S = 30.0  # the longest of the search for the largest rate
+SETTLE = 10  # calls before an open loop
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ask(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rate: float | None = Field(None, gt=0, description="requests a second: an open loop")
-    seconds: float = Field(10.0, gt=0, description="of the open loop, and at most of the closed one")
+    seconds: float = Field(10.0, gt=0, description="of an open loop, and at most of the closed one")
     arrivals: open_loop.Arrivals = "poisson"
     concurrency: int = Field(1, ge=1, description="workers, each with the artifact loaded for itself")
     max_p99_ms: float | None = Field(None, gt=0)
@@ -148,7 +148,7 @@ def run(subject: Subject, ask: Ask, progress: Progress) -> MeasureResult:
     latency = closed_loop.summary(closed["it"])
     opened = open_loop.summary(served, ask.arrivals, ask.rate) if served and ask.rate else None
     limit = ask.max_p99_ms if ask.max_p99_ms is not None else subject.max_p99_ms
-    verdict, reason = _verdict(limit, opened.latency.p99 if opened else latency.p99, largest, opened)
+    verdict, reason = _verdict(limit, latency.p99, served, ask, largest)
     watch = watcher.record()
     by_batch = {point.batch: point.items_per_s for point in curve if point.concurrency == 1}
     by_worker = {point.concurrency: point.items_per_s for point in curve if point.batch == min(ask.batches)}
@@ -253,13 +253,14 @@ class _Measured:
                 service_s=float(np.median(closed["it"])),
                 workers=self.ask.concurrency,
                 seed=self.ask.seed,
-                most_s=PROBE_S,
+                least_s=min(2.0, self.ask.seconds),
+                most_s=self.ask.seconds,
                 progress=lambda done, doing: step(100 * done, 100, doing),
             )
 
     def _ask(self, rate: float, seconds: float, seed: int) -> open_loop.Served:
         calls = [bound.call for bound in self.bound(self.ask.concurrency, 1)]
-        for call in calls:
+        for call in calls * SETTLE:
             call()
         served = open_loop.run(calls, open_loop.schedule(rate, seconds, self.ask.arrivals, seed))
         self.watcher.look()
@@ -282,22 +283,29 @@ def _fitting(threads: int | None, workers: int) -> int:
 
 
 def _verdict(
-    limit: float | None, p99: Percentile, largest: LargestRate | None, opened: OpenLoop | None
+    limit: float | None,
+    closed: Percentile,
+    served: open_loop.Served | None,
+    ask: Ask,
+    largest: LargestRate | None,
 ) -> tuple[Literal["pass", "fail", "undecided"] | None, str]:
     """Whether the p99 is within the limit: of the open loop if there was one, else of the closed one and at some rate."""
     if limit is None:
         return None, ""
-    where = f"at {opened.rate_per_s:g}/s" if opened else "in a closed loop"
-    if opened and opened.overload:
-        return "fail", f"p99 limit {limit:g} ms {where}: {opened.overload}"
-    on = limits.side(p99, limit)
-    reason = f"{limits.told(p99)} {where}, limit {limit:g} ms"
+    if served is not None and ask.rate is not None:
+        probe = capacity.judged(served, ask.rate, ask.seconds, limit)
+        p99, on = probe.p99, probe.verdict
+        reason = f"at {ask.rate:g}/s: {probe.reason}, limit {limit:g} ms"
+    else:
+        p99, on = closed, limits.side(closed, limit)
+        reason = f"in a closed loop: {limits.told(closed)}, limit {limit:g} ms"
     if on == "over":
         return "fail", reason
     if on == "undecided":
         return "undecided", f"{reason}: undecided, {limits.needs(p99, limit)}"
     if largest is not None and largest.rate_per_s is None:
-        return "fail", largest.note
+        slowest = min(largest.probes, key=lambda probe: probe.rate_per_s)
+        return "fail" if slowest.verdict == "over" else "undecided", largest.note
     return "pass", reason
 
 

@@ -223,7 +223,9 @@ def late(served: Served) -> str:
     The same requests are queued once more with the same times of service, each started the moment that it is due and a worker
     free. What that leaves of the latency is the model's.
     """
-    real, due = served.done - served.scheduled, _queued(served)
+    if not len(served.done):
+        return ""
+    real, due = served.done - served.scheduled, prompt(served)
     everywhere = 1 - float(due.mean() / real.mean())
     in_tail = 1 - float(np.quantile(due, 0.99) / np.quantile(real, 0.99))
     if max(everywhere, in_tail) <= LATE:
@@ -234,7 +236,7 @@ def late(served: Served) -> str:
     )
 
 
-def _queued(served: Served) -> Floats:
+def prompt(served: Served) -> Floats:
     """Seconds [n] from the scheduled start to the answer in a queue with the real times of service and nothing else."""
     free = [0.0] * served.workers  # a heap of when each is
     answered = []
@@ -252,7 +254,7 @@ def overload(served: Served) -> str:
             f"{len(served.waiting)} of {len(served.latency)} requests were not started "
             f"{served.ended - served.scheduled[-1]:.1f} s after they were due: the rate is beyond what can be served"
         )
-    waits = served.started - served.scheduled
+    waits = prompt(served) - served.service  # a generator that falls behind is no queue of the model's
     if len(waits) < 2 * stationarity.DRIFT_PARTS:
         return ""
     parts = np.array([np.median(part) for part in np.array_split(waits, stationarity.DRIFT_PARTS)])

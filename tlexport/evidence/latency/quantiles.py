@@ -60,8 +60,8 @@ def queued_percentile(seconds: Floats, q: float, confidence: float = 0.95) -> Pe
         high = 1e3 * float(ordered[min(n - 1, math.ceil(level * n))])
     else:
         reason = (
-            f"of this run alone: {n} requests that queue are worth {worth:.0f} independent ones, and a bound at "
-            f"{100 * confidence:g}% needs {_needed(q, confidence)}; measure {_needed(q, confidence) / worth:.1f} times as long"
+            f"no upper bound: {n} requests that queue are worth {worth:.0f} independent ones of the "
+            f"{_needed(q, confidence)} that a bound at {100 * confidence:g}% needs"
         )
     return _told(
         seconds, q, confidence, worth=worth, reason=reason, value_ms=1e3 * float(np.quantile(seconds, q)),

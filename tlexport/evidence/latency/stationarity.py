@@ -43,8 +43,8 @@ def truncation(times: Floats) -> int:
     sums, squares = (np.cumsum(part[::-1])[::-1] for part in (clipped - middle, (clipped - middle) ** 2))
     # Rounding leaves a residue where nothing varies; a sum of squares is not negative.
     errors = np.maximum(squares - sums**2 / left, 0.0) / left**2
-    # The last few values always agree with themselves.
-    return int(np.argmin(errors[: max(1, len(times) - 5)]))
+    # A few values agree by chance: the last tenth is no stretch to judge by.
+    return int(np.argmin(errors[: len(times) - max(5, len(times) // 10)]))
 
 
 def drift(seconds: Floats) -> str:
