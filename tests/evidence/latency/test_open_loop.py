@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tlexport.evidence.latency import open_loop
+from tlexport.evidence.latency import open_loop, recorder
 from tlexport.evidence.latency.open_loop import Served, overload, run, schedule, summary
 
 
@@ -49,6 +49,14 @@ def test_latency_counts_from_the_scheduled_start_and_requests_queue() -> None:
     assert found.latency == pytest.approx([1.5, 2.0, 2.5, 3.0])
     assert found.service == pytest.approx([1.5] * 4)
     assert found.lag == pytest.approx([0.0] * 4)
+
+
+def test_the_collection_of_garbage_beforehand_is_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second in a process that holds torch; here ten, on the simulated clock."""
+    clock = Simulated()
+    monkeypatch.setattr(recorder.gc, "collect", lambda: setattr(clock, "time", clock.time + 10))
+    found = run([clock.works(lambda _: 0.001)], schedule(10, 1, "fixed", 0), clock=clock)
+    assert found.latency.max() == pytest.approx(0.001)
 
 
 def stalled(call: int) -> float:
