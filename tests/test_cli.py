@@ -197,7 +197,7 @@ def test_dry_runs_do_nothing(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
     assert "targets:" in tlx("build", path, "--dry-run").out
 
 
-def test_a_missed_latency_gate_is_exit_10_and_no_bundle(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
+def test_a_missed_latency_gate_is_exit_13_and_no_bundle(tlx: Cli, run_copy: Run, tmp_path: Path) -> None:
     path = run_copy.path
     missed = tlx(
         "build",
@@ -211,13 +211,13 @@ def test_a_missed_latency_gate_is_exit_10_and_no_bundle(tlx: Cli, run_copy: Run,
         tmp_path / "b",
         "--json",
     )
-    assert missed.code == 10 and missed.json["bundle"] is None and missed.json["chosen"] == {}
+    assert missed.code == 13 and missed.json["bundle"] is None and missed.json["chosen"] == {}
     assert "over max_p50_ms" in missed.json["failed"]["cpu"] and "error: cpu: " in missed.err
     assert not (tmp_path / "b").exists()
     jsonschema.validate(missed.json, schema(tlx, "build"))
     # No bundle comes out of the failed measurements by another door, and verify alone has nothing against them.
     assert tlx("package", path, "--out", tmp_path / "b").code == 10 and not (tmp_path / "b").exists()
-    assert tlx("bench", path, "gates.max_p50_ms=1e-6").code == 10
+    assert tlx("bench", path, "gates.max_p50_ms=1e-6").code == 13
 
 
 def test_a_target_that_nothing_here_serves_is_refused_before_any_work(

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tlexport"
 FILES = sorted(PACKAGE.rglob("*.py"))
-L0 = {"errors", "cores", "tensors", "targets", "recipe", "run", "progress", "results", "origin"}
+L0 = {"errors", "cores", "tensors", "targets", "recipe", "run", "progress", "results", "origin", "timings"}
 ROOMS = {"baselines", "modalities", "models", "training", "graph", "backends", "evidence", "bundle"}
 ALLOWED_BETWEEN_ROOMS = {("training", "models"), ("training", "modalities"), ("baselines", "modalities")}
 HEAVY = {
@@ -30,6 +30,8 @@ HEAVY = {
     "datamol",
     "transformers",
     "tokenizers",
+    "hdrh",
+    "pynvml",
 }
 # Modules of these rooms are nothing without torch or onnx; the others import heavy libraries inside functions.
 HEAVY_AT_TOP = {"models", "training", "graph", "stages"}
@@ -103,6 +105,7 @@ def test_backends_do_not_import_each_other() -> None:
     shared = {
         "receipt",
         "isolation",
+        "footprint",
         "registry",
         "capabilities",
         "gpu",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tlexport import __version__
-from tlexport.errors import CompileError, GateError, TlexportError, UndecidedError
+from tlexport.errors import CompileError, GateError, LatencyGateError, TlexportError, UndecidedError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -450,12 +450,89 @@ def verify(
     _gate(failed, _exit_code(failed, result.variants))
 
 
-@app.command(epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2")
+@app.command(
+    epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2\n\n"
+    "Example: tlexport bench bundles/vol --rate 2000 --seconds 30\n\n"
+    "Example: tlexport bench bundles/vol --max-p99 5 --concurrency 2\n\n"
+    "Example: tlexport bench bundles/vol --batches 1,4,16,64 --out vol-bench.json"
+)
 def bench(
-    run: RunPath, overrides: Overrides = None, json_: Json = False, quiet: Quiet = False, debug: Debug = False
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run, or a bundle made of one.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", "-t", help="Whose variant to time; default: cpu, or the only one.", show_default=False
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Open loop: requests a second that arrive whatever happens, timed from their scheduled start.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="How long an open loop lasts, or a probe at most; default 10.", show_default=False
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(help="poisson (default) or fixed.", show_default=False)
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Workers, each with the model loaded for itself; default 1.", show_default=False
+        ),
+    ] = None,
+    max_p99: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Milliseconds. With --rate: exit 13 if the p99 is over it; without: find the largest rate within it.",
+            show_default=False,
+        ),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            help="Throughput curve: batch sizes, for instance 1,8,32, each with 1, 2 ... workers.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="JSON file to write; every timed call goes beside it.", show_default=False
+        ),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Time the reference and every passing variant in turns in one process; raw samples are kept."""
-    opened, recipe = _open(run, overrides)
+    """Time a run's reference and every passing variant in turns; with a bundle or a flag, the variant of one target.
+
+    A p99 limit (--max-p99, gates.max_p99_ms) that is missed is exit 13, one that cannot be decided exit 14.
+    """
+    flags = {
+        "rate": rate,
+        "seconds": seconds,
+        "arrivals": arrivals,
+        "concurrency": concurrency,
+        "max_p99_ms": max_p99,
+        "batches": batches,
+        "out": out,
+    }
+    asked = {name: value for name, value in flags.items() if value is not None}
+    if asked or target or ((path / "manifest.json").is_file() and not (path / "recipe.yaml").is_file()):
+        _measure(path, target, overrides, asked)
+        return
+    opened, recipe = _open(path, overrides)
     from tlexport.stages import bench as stage
     from tlexport.stages import package
 
@@ -466,7 +543,35 @@ def bench(
         _variants(result.reference, result.variants, recipe.metric, {}),
         f"{result.threads} threads; raw samples: {result.raw}",
     )
-    _gate(package.failures(result.variants, [v.target for v in result.variants]))
+    failed = package.failures(result.variants, [v.target for v in result.variants])
+    _gate(failed, _exit_code(failed, result.variants))
+
+
+def _measure(path: Path, target: str | None, overrides: list[str] | None, asked: dict[str, Any]) -> None:
+    """The bench of one target's variant."""
+    from tlexport.errors import RecipeError
+    from tlexport.stages import measure
+
+    if overrides:
+        raise RecipeError(
+            f"{', '.join(overrides)}: recipe values change a run's whole bench; with a bundle or a flag use the flags "
+            "(tlexport bench --help)"
+        )
+    try:
+        sizes = [int(size) for size in asked.pop("batches", "").split(",") if size]
+    except ValueError:
+        raise RecipeError("--batches takes sizes and commas, for instance 1,8,32") from None
+    if asked.get("arrivals") not in (None, "poisson", "fixed"):
+        raise RecipeError(f"--arrivals {asked['arrivals']}: choose poisson or fixed")
+    found = measure.run(
+        measure.subject(path, target), measure.Ask(batches=tuple(sizes), **asked), _progress()
+    )
+    from tlexport.console import measured_rows
+
+    _show(found, _pairs(measured_rows(found)))
+    codes = {"fail": LatencyGateError.exit_code, "undecided": UndecidedError.exit_code}
+    if found.verdict in codes:
+        _gate({found.variant: found.reason}, codes[found.verdict])
 
 
 @app.command(epilog="Example: tlexport package runs/cxr --out bundles/cxr")
@@ -733,9 +838,14 @@ def _gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:
 
 
 def _exit_code(failed: dict[str, str], variants: tuple[Variant, ...]) -> int:
-    """14 where every target without a passing variant has one that more samples might let pass, else 10."""
+    """Of targets that failed, by the variant that came nearest: 13 if each has one that is only too slow, 14 if each has one
+    that is that or undecided, else 10.
+    """
+    slow = {variant.target for variant in variants if variant.too_slow}
     undecided = {variant.target for variant in variants if variant.verdict == "undecided"}
-    return UndecidedError.exit_code if failed.keys() <= undecided else GateError.exit_code
+    if failed.keys() <= slow:
+        return LatencyGateError.exit_code
+    return UndecidedError.exit_code if failed.keys() <= slow | undecided else GateError.exit_code
 
 
 def _verify_bundle(bundle: Path, overrides: list[str]) -> None:

@@ -14,7 +14,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from tlexport.progress import Step
-from tlexport.results import Variant
+from tlexport.results import MeasureResult, Variant
+from tlexport.timings import Latency
 
 PLAIN_INTERVAL = 10.0
 PIPE_WIDTH = 200
@@ -33,12 +34,12 @@ class Terminal:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, label: str) -> Iterator[Step]:
-        with self._live(label) if self.console.is_terminal else self._plain(label) as step:
+    def bar(self, label: str, *, still: bool = False) -> Iterator[Step]:
+        with self._live(label, still) if self.console.is_terminal else self._plain(label) as step:
             yield step
 
     @contextmanager
-    def _live(self, label: str) -> Iterator[Step]:
+    def _live(self, label: str, still: bool) -> Iterator[Step]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,12 +48,12 @@ class Terminal:
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=self.console, transient=True) as live:
+        with RichProgress(*columns, console=self.console, transient=True, auto_refresh=not still) as live:
             task = live.add_task(label, total=None)
 
             def step(done: float, total: int, doing: str = "") -> None:
                 shown = f"{label}: {doing}" if doing else label
-                live.update(task, completed=done, total=total, description=shown)
+                live.update(task, completed=done, total=total, description=shown, refresh=still)
 
             yield step
 
@@ -117,6 +118,49 @@ def variants_table(
             style=style,
         )
     return table
+
+
+def measured_rows(found: MeasureResult) -> dict[str, str]:
+    """What was timed of one variant, a line each."""
+    rows = {
+        "timed": f"{found.variant} on {found.provider}, {found.concurrency} x {found.threads} threads",
+        "closed loop": f"{_latency(found.closed)}, {found.closed.throughput_per_s:.4g}/s",
+    }
+    if found.parts_ms:
+        rows["parts"] = ", ".join(f"{name} {_milliseconds(ms)} ms" for name, ms in found.parts_ms.items())
+    if found.open:
+        rows |= {
+            "open loop": f"{found.open.rate_per_s:g}/s {found.open.arrivals}: {_latency(found.open.latency)}",
+            "  its service": _latency(found.open.service),
+            "  utilisation": f"{found.open.utilisation:.0%}, answered {found.open.completed_per_s:.4g}/s",
+        }
+    if found.largest:
+        rate = found.largest.rate_per_s
+        rows["largest rate"] = (
+            f"{rate:.4g}/s with p99 within {found.largest.limit_ms:g} ms, by {len(found.largest.probes)} probes"
+            if rate
+            else found.largest.note
+        )
+    for point in found.curve:
+        spread = "" if point.low is None else f" ({point.low:.4g} to {point.high:.4g})"
+        rows[f"batch {point.batch} x {point.concurrency}"] = f"{point.items_per_s:.4g} samples/s{spread}"
+    for name, knee in (("batch", found.knee_batch), ("workers", found.knee_concurrency)):
+        if knee:
+            beyond = "" if knee.passed else ", or beyond what was measured"
+            rows[f"knee, {name}"] = f"{knee.at}{beyond}: {knee.share:.0%} of the best throughput"
+    if found.memory and found.memory.host_peak_mib is not None:
+        rows["memory"] = f"{found.memory.host_peak_mib:.1f} MiB at its peak"
+    if found.verdict:
+        rows["limit"] = f"{found.verdict}: {found.reason}"
+    return rows | {f"note {number}": text for number, text in enumerate(found.notes, start=1)}
+
+
+def _latency(of: Latency) -> str:
+    return ", ".join(
+        f"p{100 * p.q:g} {'withheld' if p.value_ms is None else _milliseconds(p.value_ms) + ' ms'}"
+        + ("" if p.high_ms is None else f" (to {_milliseconds(p.high_ms)})")
+        for p in (of.p50, of.p90, of.p99)
+    )
 
 
 def pairs_table(rows: dict[str, str]) -> Table:

@@ -29,6 +29,25 @@ def quota() -> float | None:
     return min(limits, default=None)
 
 
+def throttled() -> tuple[int, float] | None:
+    """In how many periods a control group around this process had used up its time, and for how many seconds it waited.
+
+    Since the group exists: compare before and after. The group that waited longest; None where nothing is counted.
+    """
+    found = [counted for folder in _folders() if (counted := _throttling(folder)) is not None]
+    return max(found, key=lambda counted: counted[1], default=None)
+
+
+def _throttling(folder: Path) -> tuple[int, float] | None:
+    """From cpu.stat: version 2 counts microseconds, version 1 nanoseconds."""
+    lines = (line.split() for line in (_read(folder / "cpu.stat") or "").splitlines())
+    fields = {words[0]: int(words[1]) for words in lines if len(words) == 2}
+    if "nr_throttled" not in fields:
+        return None
+    seconds = fields.get("throttled_usec", 0) / 1e6 + fields.get("throttled_time", 0) / 1e9
+    return fields["nr_throttled"], seconds
+
+
 def _folders() -> list[Path]:
     """The process's control groups for CPU time, each with those above it up to the mount point."""
     folders = [_MOUNT, _MOUNT / "cpu", _MOUNT / "cpu,cpuacct"]

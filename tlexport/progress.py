@@ -14,13 +14,16 @@ class Step(Protocol):
 
 
 class Progress(Protocol):
-    """Passed down to stages. `say` is one line; `bar` yields a function to call with (done, total)."""
+    """Passed down to stages. `say` is one line; `bar` yields a function to call with (done, total).
+
+    A `still` bar is drawn by that call alone, never in between: a thread that draws would be timed with what is measured.
+    """
 
     def say(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
 
-    def bar(self, label: str) -> AbstractContextManager[Step]: ...
+    def bar(self, label: str, *, still: bool = False) -> AbstractContextManager[Step]: ...
 
 
 class Silent:
@@ -33,7 +36,7 @@ class Silent:
         pass
 
     @contextmanager
-    def bar(self, label: str) -> Iterator[Step]:
+    def bar(self, label: str, *, still: bool = False) -> Iterator[Step]:
         yield _unseen
 
 

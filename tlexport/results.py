@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from tlexport.timings import CurvePoint, Knee, LargestRate, Latency, Memory, OpenLoop, Watch
 
 
 class Result(BaseModel):
@@ -264,6 +266,13 @@ class Variant(Result):
         description="median latency of torch eager over this variant's, batch 1; null where there is no PyTorch model",
     )
     throughput: dict[str, float] | None = Field(None, description="samples per second by batch size")
+    knee: Knee | None = Field(None, description="batch size beyond which throughput hardly grows")
+    latency: Latency | None = Field(
+        None, description="the same percentiles with their intervals, and every call"
+    )
+    unsettled: bool = Field(False, description="its warm-up ended by the clock, before its times stood still")
+    memory: Memory | None = Field(None, description="in a process of its own, with the largest batch timed")
+    too_slow: bool = Field(False, description="fails by a latency gate, and by no other")
     size_bytes: int | None = None
     sha256: str | None = None
     file: str | None = Field(None, description="artifact, relative to the run")
@@ -434,7 +443,41 @@ class BenchResult(Result):
     )
     withheld: tuple[str, ...] = Field((), description="percentiles not stated, and why")
     notes: tuple[str, ...] = Field((), description="what the numbers mean for where to run it")
+    watch: Watch | None = Field(None, description="what the machine did meanwhile")
     raw: str = Field(description="file with every timed run in seconds, relative to the run")
+
+
+class MeasureResult(Result):
+    """What `tlexport bench` finds of one variant of a bundle or run: closed loop, and what else was asked for."""
+
+    path: str
+    model: str
+    variant: str
+    backend: str
+    target: str
+    precision: str
+    provider: str = Field(description="where it really ran, as the library reports it")
+    threads: int = Field(description="of each worker")
+    concurrency: int
+    closed: Latency = Field(description="one worker, batch 1, the next call when the last one has returned")
+    calls_per_sample: int = Field(description="calls that a sample of it is the mean of")
+    unsettled: bool = Field(description="the warm-up ended by the clock, before times stood still")
+    parts_ms: dict[str, float] | None = Field(
+        None, description="of one call: host, copies and device apart; null where the backend cannot tell"
+    )
+    open: OpenLoop | None = None
+    largest: LargestRate | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    knee_batch: Knee | None = None
+    knee_concurrency: Knee | None = None
+    memory: Memory | None = None
+    machine: dict[str, Any]
+    watch: Watch
+    limit_ms: float | None = Field(None, description="of the p99, from --max-p99 or the recipe's gates")
+    verdict: Literal["pass", "fail", "undecided"] | None = Field(None, description="null: there is no limit")
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    raw: str | None = Field(None, description="file with every timed call in seconds")
 
 
 class PackageResult(Result):
@@ -527,6 +570,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "verify": VerifyResult,
     "verify-bundle": ReplayResult,
     "bench": BenchResult,
+    "bench-bundle": MeasureResult,
     "package": PackageResult,
     "build": BuildResult,
     "predict": PredictResult,

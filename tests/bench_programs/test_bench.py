@@ -24,6 +24,7 @@ PROMISED = {
     "accuracy": {"cases"},
     "quantize": {"cases"},
     "gpu": {"device", "target", "settings", "cells", "groups", "left"},
+    "open_loop": {"stall", "overhead", "bound", "watch"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 
@@ -66,6 +67,17 @@ def test_startup(tmp_path: Path):
     assert len(document["tlexport_s"]) == len(document["typer_s"]) == len(document["ratio"]["pairs"]) == 2
     assert document["command"] == "python bench/startup.py --quick"
     assert len(document["goals"]) == 1
+
+
+def test_open_loop(tmp_path: Path):
+    """A stall of 200 ms in one second at 200/s: 40 requests are due meanwhile, so the p99 of 200 lies deep in it."""
+    document = run("open_loop", tmp_path)
+    stall, beside = document["stall"], document["bound"]
+    assert len(stall["open_ms"]) == len(stall["closed_plain_ms"]) == 2
+    assert min(stall["open_ms"]) >= 100, "a latency that counts from the scheduled start shows it"
+    assert len(beside["ours_us"]) == len(beside["python_us"]) == 10 and beside["python"]["pairs"] == 10
+    assert beside["c_left_out"] == "no --ort-headers" and "c" not in beside
+    assert len(document["overhead"]["open_ns"]) == 2 and document["watch"]["readings"] >= 2
 
 
 def test_finetune(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tlexport.backends import registry
-from tlexport.evidence.latency import closed_loop
+from tlexport.evidence.latency import closed_loop, histogram
 from tlexport.graph import inspect, trace
 from tlexport.models import image
 from tlexport.models.checkpoint import save_checkpoint, save_graph
@@ -125,7 +126,16 @@ def test_a_network_and_its_variant_are_timed_with_the_threads_that_suit_them(net
         assert timed.threads in {1, found.threads} and timed.count == 10 and timed.calls_per_sample == 1
         assert timed.p50_ms is not None and 0.01 < timed.p50_ms < 1000
         assert timed.throughput is not None and timed.throughput["2"] > 0
-    assert refused.p50_ms is None and refused.threads is None
+    assert refused.p50_ms is None and refused.threads is None and refused.latency is None
+    assert variant.latency is not None and variant.latency.p50.value_ms == variant.p50_ms
+    assert variant.latency.p50.low_ms <= variant.p50_ms <= variant.latency.p50.high_ms
+    _, counts = histogram.decode(variant.latency.histogram)
+    assert counts.sum() == variant.count
+    assert variant.knee is not None and variant.knee.at == 2 and not variant.knee.passed
+    assert variant.memory is not None and found.reference.memory is None
+    if sys.platform == "linux":
+        assert 0 < variant.memory.host_peak_mib < 500 and variant.memory.device_mib is None
+    assert found.watch is not None and found.watch.seconds > 0 and found.watch.readings >= 2
     assert found.clock_ns is not None and 1 < found.clock_ns < 1e5
     with np.load(network / found.raw, allow_pickle=False) as raw:
         assert np.median(raw[variant.name]) == pytest.approx(variant.p50_ms / 1e3)
@@ -183,7 +193,7 @@ def test_a_baseline_has_no_reference_to_be_faster_than(baseline: Run) -> None:
 
 def test_a_missed_latency_gate_fails_the_variant_with_its_digits(baseline: Run) -> None:
     found = bench.run(baseline, recipe_of("gates.max_p50_ms=1e-6"), Silent())
-    assert found.variants[0].verdict == "fail"
+    assert found.variants[0].verdict == "fail" and found.variants[0].too_slow
     assert (
         found.variants[0].reason.startswith("p50_ms 0.0")
         and "over max_p50_ms 1e-06" in found.variants[0].reason
@@ -199,3 +209,33 @@ def test_nothing_to_time_is_no_error(baseline: Run) -> None:
     found = bench.run(baseline, baseline.recipe, Silent())
     assert all(variant.p50_ms is None for variant in found.variants) and found.notes == ()
     assert isinstance(closed_loop.clock_ns(), float)
+
+
+def test_a_candidate_that_slows_down_while_it_is_counted_is_told(
+    baseline: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: every call of the variant sleeps 20 microseconds longer than the one before."""
+    from contextlib import contextmanager
+    from itertools import count
+    from time import sleep
+
+    from tlexport.backends import Bound
+
+    @contextmanager
+    def slowing(*words, **more):
+        calls = count()
+
+        class Slowing:
+            provider = "clock"
+
+            def bind(self, inputs):
+                return Bound(lambda: sleep(2e-5 * next(calls)), dict)
+
+        yield Slowing()
+
+    monkeypatch.setattr(bench.registry, "loader", lambda *_: slowing)
+    found = bench.run(baseline, recipe_of("bench.samples=120", "bench.threads=1"), Silent())
+    variant = found.variants[0]
+    assert variant.unsettled and any("not settled when the warm-up" in note for note in found.notes)
+    assert "the median rose by" in variant.latency.drift
+    assert any(note.startswith("cpu-onnxruntime-fp32: not stationary") for note in found.notes)

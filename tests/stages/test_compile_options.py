@@ -34,7 +34,7 @@ class Listener(Silent):
     warn = say
 
     @contextmanager
-    def bar(self, label: str) -> Iterator[Callable[..., None]]:
+    def bar(self, label: str, *, still: bool = False) -> Iterator[Callable[..., None]]:
         yield lambda done, total, doing="": self.steps.append((done, total, doing))
 
 

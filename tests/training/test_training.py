@@ -95,7 +95,7 @@ class Stopping(Silent):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def bar(self, label: str):  # type: ignore[no-untyped-def]
+    def bar(self, label: str, *, still: bool = False):  # type: ignore[no-untyped-def]
         if label.startswith(f"epoch {self.epoch}/"):
             import contextlib
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from tlexport.backends import (
     Artifact,
     Backend,
     Options,
+    Runner,
+    Tensors,
+    footprint,
     inductor,
     isolation,
     ort,
@@ -26,6 +30,7 @@ from tlexport.errors import CompileError, NoCompilerError, NotInstalledError
 from tlexport.recipe import AUTO
 from tlexport.run import replacing
 from tlexport.tensors import Profile
+from tlexport.timings import Memory
 
 BACKENDS: dict[str, Backend] = {
     ort.NAME: ort,
@@ -81,6 +86,33 @@ def device(name: str, target: str) -> str:
             f"{f'; {here.note}' if here.note else ''}); choose another --target, or a machine that has one"
         )
     return "cpu" if target == "cpu" else "cuda"
+
+
+def loader(
+    name: str, artifact: Path, target: str, options: Options
+) -> Callable[[int], AbstractContextManager[Runner]]:
+    """Threads -> the artifact, loaded by backend `name` where it runs `target` here. Raises what `device` raises."""
+    where, runner = device(name, target), get(name).runner
+    return lambda threads: runner(artifact, threads=threads, device=where, options=options)
+
+
+def memory(
+    name: str,
+    artifact: Path,
+    inputs: Tensors,
+    *,
+    target: str,
+    threads: int,
+    options: Options,
+    timeout: float = 600.0,
+) -> Memory:
+    """What loading the artifact in a process of its own and asking it `inputs` takes; `timeout` in seconds."""
+    return isolation.call(
+        footprint.measured,
+        *(name, artifact, dict(inputs), threads, device(name, target), options),
+        timeout=timeout,
+        what=f"{name}: the memory of {artifact.name}",
+    )
 
 
 def build(

@@ -6,7 +6,7 @@ also copies). Each one gets the number of threads that suits it: a small model a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ import numpy as np
 from tlexport import cores, tensors
 from tlexport.backends import Options, Runner, Tensors, eager, registry
 from tlexport.bundle import choice
+from tlexport.errors import CompileError
 from tlexport.evidence import machine
-from tlexport.evidence.latency import closed_loop
+from tlexport.evidence.latency import capacity, closed_loop
+from tlexport.evidence.latency.watch import Watcher
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import WEIGHTS, describe_checkpoint, load_checkpoint
 from tlexport.models.network import ServingModel
@@ -25,6 +27,7 @@ from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import BenchResult, Variant, VerifyResult
 from tlexport.run import Run, read_json, replacing, write_json
+from tlexport.timings import Memory, Watch
 
 REFERENCE = "torch-eager"
 RAW = "bench-samples.npz"
@@ -33,6 +36,7 @@ TRIAL = closed_loop.Schedule(block=5, settle=1, warmup_s=0.3, drop_ratio=None, b
 TRIAL_SAMPLES = 40
 
 Open = Callable[[int], AbstractContextManager[Runner]]  # threads -> a loaded candidate
+Batch = Callable[[int], Tensors]  # samples -> inputs of the graph
 
 
 def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
@@ -52,15 +56,20 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
         )
     options = Options(recipe.tensorrt.placed(run / "cache"), cuda_graphs=recipe.bench.cuda_graphs)
     candidates = _candidates(run, verified.variants, options)
-    batch = _Batches(run)
+    names = tuple(spec.name for spec in inspect.io(trace.load(run.require("graphs/fp32.onnx", "export")))[0])
+    batch: Batch = partial(tensors.first, run.require("reference/inputs.npy", "finetune"), names)
     given = {
         name: threads if recipe.bench.threads else fastest_threads(load, batch(1), threads)
         for name, load in candidates.items()
     }
     with ExitStack() as stack:
         runners = {name: stack.enter_context(load(given[name])) for name, load in candidates.items()}
-        raw, throughput = _measure(runners, batch, recipe, progress)
-    result = _result(run, verified, _Timings(raw, throughput, given), recipe, threads, busy)
+        with Watcher() as watcher:
+            raw, throughput = _measure(runners, batch, recipe, progress, watcher.look)
+    timed = [variant for variant in verified.variants if variant.name in throughput]
+    memory = _memory(run, timed, batch(max(recipe.bench.batch_sizes, default=1)), given, options, progress)
+    timings = _Timings(raw, throughput, given, memory, watcher.record())
+    result = _result(run, verified, timings, recipe, threads, busy)
     for note in result.notes:
         progress.say(f"bench: {note}")
     with replacing(run / RAW) as beside, beside.open("wb") as handle:
@@ -85,29 +94,10 @@ def _candidates(run: Run, variants: tuple[Variant, ...], options: Options) -> di
         )
     for variant in variants:
         if variant.verdict == "pass" and variant.file is not None:
-            found[variant.name] = partial(_loaded, run, variant, options)
+            found[variant.name] = registry.loader(
+                variant.backend, run / variant.file, variant.target, options
+            )
     return found
-
-
-def _loaded(run: Run, variant: Variant, options: Options, threads: int) -> AbstractContextManager[Runner]:
-    assert variant.file is not None
-    device = "cpu" if variant.target == "cpu" else "cuda"
-    backend = registry.BACKENDS[variant.backend]
-    return backend.runner(run / variant.file, threads=threads, device=device, options=options)
-
-
-class _Batches:
-    """The first test samples as inputs of the graph; a split that is smaller than the batch is repeated."""
-
-    def __init__(self, run: Run) -> None:
-        path = run.require("reference/inputs.npy", "finetune")
-        self.samples = np.load(path, mmap_mode="r", allow_pickle=False)
-        graph = trace.load(run.require("graphs/fp32.onnx", "export"))
-        self.names = tuple(spec.name for spec in inspect.io(graph)[0])
-
-    def __call__(self, size: int) -> dict[str, np.ndarray]:
-        rows = np.resize(np.array(self.samples[:size]), (size, *self.samples.shape[1:]))
-        return tensors.named(rows, self.names)
 
 
 def fastest_threads(load: Open, one: Tensors, most: int) -> int:
@@ -122,9 +112,16 @@ def fastest_threads(load: Open, one: Tensors, most: int) -> int:
 
 
 def _measure(
-    runners: Mapping[str, Runner], batch: _Batches, recipe: Recipe, progress: Progress
+    runners: Mapping[str, Runner],
+    batch: Batch,
+    recipe: Recipe,
+    progress: Progress,
+    look: Callable[[], None],
 ) -> tuple[closed_loop.Timed, dict[str, dict[str, float]]]:
-    """Seconds a call of every counted sample at batch 1, and samples per second by batch size for those still in the race."""
+    """Seconds a call of every counted sample at batch 1, and samples per second by batch size for those still in the race.
+
+    look: called between blocks of timed calls.
+    """
     if not runners:
         return closed_loop.Timed({}, closed_loop.clock_ns()), {}
     one = batch(1)
@@ -132,64 +129,119 @@ def _measure(
     for name, bound in bounds.items():
         if bound.note:
             progress.say(f"bench: {name}: {bound.note}")
-    with progress.bar("timing, batch 1") as step:
+    with progress.bar("timing, batch 1", still=True) as step:
+
+        def between(done: int, total: int) -> None:
+            step(done, total)
+            look()
+
         raw = closed_loop.interleave(
             {name: bound.call for name, bound in bounds.items()},
             samples=recipe.bench.samples,
             seed=recipe.seed,
             protected=[name for name in runners if name == REFERENCE],
-            progress=step,
+            progress=between,
         )
     kept = [name for name in runners if name not in raw.dropped]
     throughput: dict[str, dict[str, float]] = {name: {} for name in kept}
-    with progress.bar("throughput") as step:
+    with progress.bar("throughput", still=True) as step:
         for done, size in enumerate(recipe.bench.batch_sizes, start=1):
             inputs = batch(size)
             calls = {name: runners[name].bind(inputs).call for name in kept}
             for name, rate in closed_loop.throughput(calls, size, seed=recipe.seed).items():
                 throughput[name][str(size)] = round(rate.items_per_s, 2)
             step(done, len(recipe.bench.batch_sizes))
+            look()
     return raw, throughput
+
+
+def _memory(
+    run: Run,
+    variants: Sequence[Variant],
+    inputs: Tensors,
+    threads: Mapping[str, int],
+    options: Options,
+    progress: Progress,
+) -> dict[str, Memory | str]:
+    """What each takes in a process of its own, or why that could not be told."""
+    found: dict[str, Memory | str] = {}
+    with progress.bar("memory") as step:
+        for done, variant in enumerate(variants, start=1):
+            assert variant.file is not None
+            try:
+                found[variant.name] = registry.memory(
+                    variant.backend, run / variant.file, inputs,
+                    target=variant.target, threads=threads[variant.name], options=options,
+                )  # fmt: skip
+            except CompileError as error:
+                found[variant.name] = " ".join(str(error).split())
+            step(done, len(variants))
+    return found
 
 
 class _Timings:
     """What was measured of each candidate, as fields of a Variant."""
 
     def __init__(
-        self, raw: closed_loop.Timed, throughput: dict[str, dict[str, float]], threads: dict[str, int]
+        self,
+        raw: closed_loop.Timed,
+        throughput: dict[str, dict[str, float]],
+        threads: dict[str, int],
+        memory: dict[str, Memory | str],
+        watch: Watch,
     ) -> None:
-        self.raw, self.throughput, self.threads = raw, throughput, threads
-        self.withheld: list[str] = []
+        self.raw, self.throughput, self.threads, self.watch = raw, throughput, threads, watch
+        self.latency = {name: closed_loop.summary(times) for name, times in raw.items()}
+        self.memory = {name: known for name, known in memory.items() if isinstance(known, Memory)}
+        self.untold = {name: why for name, why in memory.items() if isinstance(why, str)}
+
+    @property
+    def withheld(self) -> list[str]:
+        """Percentiles that the count does not support: null in the variant."""
+        return [
+            f"{name} p{100 * p.q:g}: {p.reason}"
+            for name, of in self.latency.items()
+            for p in (of.p50, of.p90, of.p99)
+            if p.value_ms is None
+        ]
 
     def of(self, name: str) -> dict[str, Any]:
-        """Latency fields, none if it was not timed; a percentile that the count does not support is null and in `withheld`."""
+        """Latency fields, none if it was not timed."""
         if name not in self.raw:
             return {}
-        times = self.raw[name]
-        found = {f"p{q}_ms": closed_loop.percentile(times, q / 100) for q in (50, 90, 99)}
-        self.withheld += [
-            f"{name} {key.removesuffix('_ms')}: {p.reason}" for key, p in found.items() if p.value_ms is None
-        ]
+        found = self.latency[name]
         reference = self.raw.get(REFERENCE)
+        throughput = self.throughput.get(name)
         return {
-            **{key: p.value_ms for key, p in found.items()},
+            "p50_ms": found.p50.value_ms,
+            "p90_ms": found.p90.value_ms,
+            "p99_ms": found.p99.value_ms,
+            "latency": found,
+            "unsettled": name in self.raw.unsettled,
             "threads": self.threads[name],
-            "count": len(times),
+            "count": found.count,
             "dropped": self.raw.dropped.get(name, ""),
             "calls_per_sample": self.raw.calls_per_sample[name],
-            "speedup": None if reference is None else closed_loop.speedup(reference, times).ratio,
-            "throughput": self.throughput.get(name),
+            "speedup": None if reference is None else closed_loop.speedup(reference, self.raw[name]).ratio,
+            "throughput": throughput,
+            "knee": capacity.knee({int(size): rate for size, rate in (throughput or {}).items()}),
+            "memory": self.memory.get(name),
         }
 
     def notes(self, backends: Collection[str]) -> list[str]:
-        """How the times came about: what was done beforehand, and which are means of several calls."""
+        """How the times came about: what was done beforehand, which are means of several calls, and what to doubt."""
         bound = "; ".join(f"{name}: {registry.BACKENDS[name].BOUND}" for name in sorted(backends))
         grouped = {name: calls for name, calls in self.raw.calls_per_sample.items() if calls > 1}
         several = ", ".join(f"{name} {calls}" for name, calls in grouped.items())
         clock = f"since reading the clock takes {self.raw.clock_ns:.0f} ns"
+        unsettled = ", ".join(self.raw.unsettled)
         return [
             *([f"sessions were timed: {bound}"] if bound else []),
             *([f"percentiles are of means of several calls ({several}), {clock}"] if several else []),
+            *([f"not settled when the warm-up's time was up: {unsettled}"] if unsettled else []),
+            *(f"{name}: {found.drift}" for name, found in self.latency.items() if found.drift),
+            *(f"the memory of {name} is not known: {why}" for name, why in self.untold.items()),
+            *self.watch.warnings,
         ]
 
 
@@ -226,6 +278,7 @@ def _result(
         busy_percent=busy,
         clock_ns=timings.raw.clock_ns,
         withheld=tuple(timings.withheld),
+        watch=timings.watch,
         notes=(
             *choice.against_gpu(variants, {variant.name: _layers(run, variant) for variant in engines}),
             *timings.notes({variant.backend for variant in variants if variant.name in timings.raw}),
@@ -249,4 +302,5 @@ def _gated(variant: Variant, recipe: Recipe) -> Variant:
             missed.append(f"{key} needs more runs than the {variant.count} made (bench.samples)")
         elif limit is not None and value > limit:
             missed.append(f"{key} {value:.3g} over max_{key} {limit:g}")
-    return variant.model_copy(update={"verdict": "fail", "reason": "; ".join(missed)}) if missed else variant
+    failed = {"verdict": "fail", "reason": "; ".join(missed), "too_slow": True}
+    return variant.model_copy(update=failed) if missed else variant

@@ -10,19 +10,20 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tlexport.evidence.latency.quantiles import Floats, Percentile, bounds_of, percentile
-from tlexport.evidence.latency.recorder import Call, Recorder, clock_ns
+from tlexport.evidence.latency import histogram, stationarity
+from tlexport.evidence.latency.quantiles import Floats, bounds_of, percentile
+from tlexport.evidence.latency.recorder import Call, Recorder, clock_ns, collector_off
+from tlexport.timings import Latency, Percentile
 
 __all__ = [
     "Call",
-    "LatencySummary",
+    "Latency",
     "Percentile",
     "Schedule",
     "Speedup",
@@ -62,7 +63,7 @@ class Schedule(Frozen):
         description="largest share of a sample that reading the clock may take: shorter calls are timed several at once",
     )
     warmup_s: float = Field(
-        default=3.0, ge=0, description="longest warm-up of a candidate after its first call"
+        default=5.0, ge=0, description="longest warm-up of a candidate after its first call"
     )
     screen: int = Field(default=3, ge=1, description="rounds after which slow candidates are dropped")
     drop_ratio: float | None = Field(
@@ -105,17 +106,6 @@ class Timed(dict[str, Floats]):
         self.unsettled = tuple(name for name, r in recorders.items() if not r.stationary)
         # Those not measured to the end, and why.
         self.dropped = {name: r.dropped for name, r in recorders.items() if r.dropped}
-
-
-class LatencySummary(Frozen):
-    count: int
-    p50: Percentile
-    p90: Percentile
-    p99: Percentile
-    mean_ms: float
-    min_ms: float
-    max_ms: float
-    throughput_per_s: float  # items, over the time the counted calls took
 
 
 class Speedup(Frozen):
@@ -166,7 +156,7 @@ def interleave(
     rng = np.random.default_rng(seed)
     recorders = {name: Recorder(call, began) for name, call in candidates.items()}
     active = list(recorders)
-    with _collector_off():
+    with collector_off():
         clock = clock_ns()
         for recorder in recorders.values():
             median = recorder.warm_up(schedule.warmup_s)
@@ -191,9 +181,9 @@ def interleave(
     return Timed(recorders, clock)
 
 
-def summary(seconds: Floats, *, batch: int = 1) -> LatencySummary:
-    """Describe times [n >= 1] in seconds of calls that answer `batch` items each."""
-    return LatencySummary(
+def summary(seconds: Floats, *, batch: int = 1) -> Latency:
+    """Describe times [n >= 1] in seconds, in the order made, of calls that answer `batch` items each."""
+    return Latency(
         count=len(seconds),
         p50=percentile(seconds, 0.5),
         p90=percentile(seconds, 0.9),
@@ -202,6 +192,8 @@ def summary(seconds: Floats, *, batch: int = 1) -> LatencySummary:
         min_ms=1e3 * float(seconds.min()),
         max_ms=1e3 * float(seconds.max()),
         throughput_per_s=batch / float(seconds.mean()),
+        histogram=histogram.encode(seconds),
+        drift=stationarity.drift(seconds),
     )
 
 
@@ -311,16 +303,3 @@ def _screened(
             f"the {medians[best]:.3g} ms of {best}"
         )
     return [name for name in active if not recorders[name].dropped]
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection inside a timed call; as it was afterwards."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -6,17 +6,22 @@ mean, and a percentile is one of means, which says less about single slow calls.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import repeat
 
 import numpy as np
 
+from tlexport.evidence.latency import stationarity
+
 Call = Callable[[], object]
 
-WARMUP_WINDOW = 10
-WARMUP_AGREEMENT = 0.05
+WARMUP_VALUE_NS = 1e6
+WARMUP_GROWTH = 1.25  # between two looks: the more values there are, the less one more tells
+GAUGED = 3  # calls that say how long one is
 CLOCK_READINGS = 2001
 
 
@@ -40,23 +45,30 @@ class Recorder:
         self.dropped = ""
 
     def warm_up(self, limit_s: float) -> float:
-        """Call until the medians of two consecutive windows agree, or the time is up; returns the last window's median in ns.
+        """Call until the times stand still (stationarity.settled), or the time is up; returns the last half's median in ns a call.
 
-        The first call is outside the limit: it may compile.
+        The first call is outside the limit, as it may compile; with a limit of 0 it is the only one. Short calls are taken
+        together, so that a value lasts WARMUP_VALUE_NS: clock rates and caches settle in milliseconds, however many
+        calls fit into one.
         """
         first = self.timed()[1]
-        self.warmup_calls = 1
+        if limit_s <= 0:
+            self.warmup_calls = 1
+            return first
         deadline = time.perf_counter() + limit_s
-        window: list[int] = []
-        previous = math.inf
+        self.warmup_calls = 1 + GAUGED
+        quick = float(np.median([self.timed()[1] for _ in range(GAUGED)]))
+        self.calls_per_sample = max(1, math.ceil(WARMUP_VALUE_NS / max(quick, 1.0)))
+        values: list[float] = []
+        look = stationarity.LEAST
         while time.perf_counter() < deadline and not self.stationary:
-            window.append(self.timed()[1])
-            self.warmup_calls += 1
-            if len(window) == WARMUP_WINDOW:
-                median = float(np.median(window))
-                self.stationary = abs(median - previous) <= WARMUP_AGREEMENT * median
-                previous, window = median, []
-        return previous if math.isfinite(previous) else float(np.median(window or [first]))
+            values.append(self.timed()[1] / self.calls_per_sample)
+            self.warmup_calls += self.calls_per_sample
+            if len(values) >= look:
+                self.stationary = stationarity.settled(np.array(values))
+                look = math.ceil(WARMUP_GROWTH * look)
+        self.calls_per_sample = 1
+        return float(np.median(values[len(values) // 2 :] or [quick]))
 
     def share_clock(self, median_ns: float, clock: float, share: float) -> None:
         """Time so many calls together that the clock is at most `share` of a sample."""
@@ -81,3 +93,16 @@ class Recorder:
         for _ in times:
             call()
         return start, time.perf_counter_ns() - start
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """No garbage collection inside a timed call; as it was afterwards."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
