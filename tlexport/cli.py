@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tlexport.console import Terminal
     from tlexport.recipe import Recipe
-    from tlexport.results import GraphSearch, Variant
+    from tlexport.results import GateResult, GraphSearch, Variant
     from tlexport.run import Run
 
 app = typer.Typer(
@@ -116,6 +116,63 @@ MaxDrop = Annotated[
     ),
 ]
 
+
+# What `bench` and `verify` are told about a gate.
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against", help="Another bundle or run to be held against, side by side.", show_default=False
+    ),
+]
+BaselineFile = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        metavar="FILE",
+        help="Hold it against the baseline in this file, .json or .sqlite; auto: .tlexport/baselines.sqlite.",
+        show_default=False,
+    ),
+]
+SaveBaseline = Annotated[
+    bool,
+    typer.Option(
+        "--save-baseline", help="Record this build as the baseline, in --baseline's file or auto's."
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option(min=0, max=10, help="Share by which a build may be slower before the gate fails.")
+]
+GateSeconds = Annotated[float, typer.Option("--seconds", min=0.5, help="Seconds of measuring, about.")]
+JunitFile = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Verdicts as JUnit XML.", show_default=False)
+]
+MarkdownFile = Annotated[
+    str | None,
+    typer.Option(
+        "--markdown",
+        metavar="FILE",
+        help="Verdicts as GitHub-flavoured markdown; summary: added to the file that $GITHUB_STEP_SUMMARY names.",
+        show_default=False,
+    ),
+]
+TrackerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tracker",
+        metavar="FILE",
+        help="The JSON that github-action-benchmark reads as customSmallerIsBetter.",
+        show_default=False,
+    ),
+]
+HistoryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--history",
+        metavar="FILE",
+        help="Draw the recordings since the baseline as an SVG.",
+        show_default=False,
+    ),
+]
 
 RecipeName = Annotated[
     str,
@@ -406,16 +463,31 @@ def compile_(
     _gate({v.name: v.reason for v in result.variants if v.verdict == "fail"}, CompileError.exit_code)
 
 
-@app.command(epilog="Example: tlexport verify runs/cxr --max-drop 0.005")
+@app.command(
+    epilog="Example: tlexport verify runs/cxr --max-drop 0.005\n\n"
+    "Example: tlexport verify runs/new --against runs/old --junit gate.xml"
+)
 def verify(
     run: RunPath,
     overrides: Overrides = None,
     max_drop: MaxDrop = None,
+    against: Against = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    tracker: TrackerFile = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run every variant on the test split and hold it against the reference; exit 10 if a target has none that passes."""
+    """Run every variant on the test split and hold it against the reference; exit 10 if a target has none that passes.
+
+    With --against RUN, hold instead what each target got against what it got in that run, on the same test split.
+    """
+    if against:
+        from tlexport.stages import gate
+
+        _gate_result(gate.accuracy_beside(run, against, tolerance=max_drop), junit, markdown, tracker)
+        return
     opened, recipe = _open(run, overrides, max_drop=max_drop)
     from tlexport.results import Variant
     from tlexport.stages import package
@@ -435,11 +507,55 @@ def verify(
     _gate(package.failures(result.variants, [v.target for v in result.variants]))
 
 
-@app.command(epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2")
+@app.command(
+    epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2\n\n"
+    "Example: tlexport bench bundles/cxr --baseline bench.json --junit gate.xml --markdown summary\n\n"
+    "Example: tlexport bench bundles/new --against bundles/old --tolerance 0.02"
+)
 def bench(
-    run: RunPath, overrides: Overrides = None, json_: Json = False, quiet: Quiet = False, debug: Debug = False
+    run: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run; with a gate also a bundle.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    against: Against = None,
+    baseline: BaselineFile = None,
+    save_baseline: SaveBaseline = False,
+    tolerance: Tolerance = 0.05,
+    seconds: GateSeconds = 30.0,
+    gate_target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Whose variant a gate times; default: cpu.", show_default=False),
+    ] = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    tracker: TrackerFile = None,
+    history: HistoryFile = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Time the reference and every passing variant in turns in one process; raw samples are kept."""
+    """Time the reference and every passing variant in turns in one process; raw samples are kept.
+
+    With --baseline or --against it is a gate: what the target got is timed and held against the baseline or the other build.
+    Exit 13: slower; exit 14: undecided, also where there is no baseline yet (record one with --save-baseline).
+    """
+    if against or baseline or save_baseline:
+        from tlexport import stages
+
+        file = None if baseline in (None, "auto") else Path(str(baseline))
+        gated = stages.latency_gate(
+            run,
+            _progress(),
+            against=against,
+            baseline=file,
+            save=save_baseline,
+            target=gate_target,
+            tolerance=tolerance,
+            seconds=seconds,
+            history=history,
+        )
+        _gate_result(gated, junit, markdown, tracker)
+        return
     opened, recipe = _open(run, overrides)
     from tlexport.stages import bench as stage
     from tlexport.stages import package
@@ -708,6 +824,25 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, tracker: Path | None) -> None:
+    """Show and write a gate's result, and exit with the code of what it found."""
+    from tlexport.errors import RecipeError
+    from tlexport.stages import gate
+
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if markdown == "summary" else None
+    if markdown == "summary" and not summary:
+        raise RecipeError("--markdown summary: $GITHUB_STEP_SUMMARY is not set here; name a file instead")
+    place = Path(summary or markdown) if markdown else None
+    gate.write(result, junit=junit, markdown=place, tracker=tracker, append=summary is not None)
+    rows: dict[str, str] = {verdict.verdict: verdict.reason for verdict in result.verdicts}
+    if result.saved:
+        rows["saved"] = f"baseline of {len(result.new_ms)} sessions in {result.against}"
+    _show(result, _pairs(rows))
+    if error := gate.failure(result):
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(error.exit_code)
 
 
 def _gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,9 @@ def named(inputs: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]
             f"inputs hold {', '.join(fields or ('one plain array',))}; wanted: {', '.join(names)}"
         )
     return {name: np.ascontiguousarray(inputs[name]) for name in names}
+
+
+def first(samples: Path, names: Sequence[str], size: int) -> dict[str, NDArray[Any]]:
+    """The first rows of a .npy file as named inputs [size, ...]; where there are fewer they are repeated."""
+    held = np.load(samples, mmap_mode="r", allow_pickle=False)
+    return named(np.resize(np.array(held[:size]), (size, *held.shape[1:])), names)

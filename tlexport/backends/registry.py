@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tlexport.backends import (
     Artifact,
     Backend,
     Options,
+    Runner,
     inductor,
     isolation,
     ort,
@@ -81,6 +83,13 @@ def device(name: str, target: str) -> str:
             f"{f'; {here.note}' if here.note else ''}); choose another --target, or a machine that has one"
         )
     return "cpu" if target == "cpu" else "cuda"
+
+
+def load(
+    name: str, artifact: Path, device: str, options: Options, threads: int
+) -> AbstractContextManager[Runner]:
+    """Backend.runner; a partial of this function can be pickled for another process."""
+    return get(name).runner(artifact, threads=threads, device=device, options=options)
 
 
 def build(

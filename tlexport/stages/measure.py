@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from tlexport import tensors
 from tlexport.backends import Options, Runner, Tensors, registry
 from tlexport.bundle import choice, manifest
@@ -56,7 +54,7 @@ def _of_bundle(bundle: Path, target: str | None) -> Subject:
         document.name,
         entry.variant,
         document.batch.max,
-        partial(_rows, bundle / "golden" / "inputs.npy", names),
+        partial(tensors.first, bundle / "golden" / "inputs.npy", names),
         _loader(entry.variant, bundle / entry.file, Options()),
     )
 
@@ -72,7 +70,7 @@ def _of_run(run: Run, target: str | None) -> Subject:
         run.recipe.name,
         variant,
         run.recipe.export.batch.max,
-        partial(_rows, run.require("reference/inputs.npy", "finetune"), names),
+        partial(tensors.first, run.require("reference/inputs.npy", "finetune"), names),
         _loader(variant, run / variant.file, Options(run.recipe.tensorrt.placed(run / "cache"))),
     )
 
@@ -81,12 +79,4 @@ def _loader(
     variant: Variant, artifact: Path, options: Options
 ) -> Callable[[int], AbstractContextManager[Runner]]:
     device = registry.device(variant.backend, variant.target)
-    runner = registry.get(variant.backend).runner
-    return lambda threads: runner(artifact, threads=threads, device=device, options=options)
-
-
-def _rows(samples: Path, names: tuple[str, ...], size: int) -> Tensors:
-    """The first samples; where there are fewer they are repeated."""
-    held = np.load(samples, mmap_mode="r", allow_pickle=False)
-    rows = np.resize(np.array(held[:size]), (size, *held.shape[1:]))
-    return tensors.named(rows, names)
+    return partial(registry.load, variant.backend, artifact, device, options)
