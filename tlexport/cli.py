@@ -142,7 +142,6 @@ SaveBaseline = Annotated[
 Tolerance = Annotated[
     float, typer.Option(min=0, max=10, help="Share by which a build may be slower before the gate fails.")
 ]
-GateSeconds = Annotated[float, typer.Option("--seconds", min=0.5, help="Seconds of measuring, about.")]
 JunitFile = Annotated[
     Path | None, typer.Option("--junit", metavar="FILE", help="Verdicts as JUnit XML.", show_default=False)
 ]
@@ -513,19 +512,21 @@ def verify(
     "Example: tlexport bench bundles/new --against bundles/old --tolerance 0.02"
 )
 def bench(
-    run: Annotated[
+    path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A run; with a gate also a bundle.", show_default=False)
     ],
     overrides: Overrides = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Whose variant a gate times; default: cpu.", show_default=False),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="How long a gate measures; default 30.", show_default=False)
+    ] = None,
     against: Against = None,
     baseline: BaselineFile = None,
     save_baseline: SaveBaseline = False,
     tolerance: Tolerance = 0.05,
-    seconds: GateSeconds = 30.0,
-    gate_target: Annotated[
-        str | None,
-        typer.Option("--target", "-t", help="Whose variant a gate times; default: cpu.", show_default=False),
-    ] = None,
     junit: JunitFile = None,
     markdown: MarkdownFile = None,
     tracker: TrackerFile = None,
@@ -542,21 +543,20 @@ def bench(
     if against or baseline or save_baseline:
         from tlexport import stages
 
-        file = None if baseline in (None, "auto") else Path(str(baseline))
         gated = stages.latency_gate(
-            run,
+            path,
             _progress(),
             against=against,
-            baseline=file,
+            baseline=None if baseline in (None, "auto") else Path(str(baseline)),
             save=save_baseline,
-            target=gate_target,
+            target=target,
             tolerance=tolerance,
-            seconds=seconds,
+            seconds=seconds or stages.gate.SECONDS,
             history=history,
         )
         _gate_result(gated, junit, markdown, tracker)
         return
-    opened, recipe = _open(run, overrides)
+    opened, recipe = _open(path, overrides)
     from tlexport.stages import bench as stage
     from tlexport.stages import package
 

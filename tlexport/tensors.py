@@ -59,6 +59,6 @@ def named(inputs: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]
 
 
 def first(samples: Path, names: Sequence[str], size: int) -> dict[str, NDArray[Any]]:
-    """The first rows of a .npy file as named inputs [size, ...]; where there are fewer they are repeated."""
+    """Input name -> contiguous array [size, ...]: the first samples of a .npy file, repeated where it holds fewer."""
     held = np.load(samples, mmap_mode="r", allow_pickle=False)
     return named(np.resize(np.array(held[:size]), (size, *held.shape[1:])), names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,19 @@ def device(name: str, target: str) -> str:
     return "cpu" if target == "cpu" else "cuda"
 
 
-def load(
+def loader(
+    name: str, artifact: Path, target: str, options: Options
+) -> Callable[[int], AbstractContextManager[Runner]]:
+    """Threads -> the artifact, loaded by backend `name` where it runs `target` here. Raises what `device` raises.
+
+    It can be pickled for another process.
+    """
+    return functools.partial(_loaded, name, artifact, device(name, target), options)
+
+
+def _loaded(
     name: str, artifact: Path, device: str, options: Options, threads: int
 ) -> AbstractContextManager[Runner]:
-    """Backend.runner; a partial of this function can be pickled for another process."""
     return get(name).runner(artifact, threads=threads, device=device, options=options)
 
 

@@ -55,7 +55,7 @@ def _of_bundle(bundle: Path, target: str | None) -> Subject:
         entry.variant,
         document.batch.max,
         partial(tensors.first, bundle / "golden" / "inputs.npy", names),
-        _loader(entry.variant, bundle / entry.file, Options()),
+        registry.loader(entry.variant.backend, bundle / entry.file, entry.variant.target, Options()),
     )
 
 
@@ -71,12 +71,10 @@ def _of_run(run: Run, target: str | None) -> Subject:
         variant,
         run.recipe.export.batch.max,
         partial(tensors.first, run.require("reference/inputs.npy", "finetune"), names),
-        _loader(variant, run / variant.file, Options(run.recipe.tensorrt.placed(run / "cache"))),
+        registry.loader(
+            variant.backend,
+            run / variant.file,
+            variant.target,
+            Options(run.recipe.tensorrt.placed(run / "cache")),
+        ),
     )
-
-
-def _loader(
-    variant: Variant, artifact: Path, options: Options
-) -> Callable[[int], AbstractContextManager[Runner]]:
-    device = registry.device(variant.backend, variant.target)
-    return partial(registry.load, variant.backend, artifact, device, options)
