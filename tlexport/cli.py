@@ -140,7 +140,13 @@ SaveBaseline = Annotated[
     ),
 ]
 Tolerance = Annotated[
-    float, typer.Option(min=0, max=10, help="Share by which a build may be slower before the gate fails.")
+    float | None,
+    typer.Option(
+        min=0,
+        max=10,
+        help="Share by which a build may be slower before the gate fails; default 0.05.",
+        show_default=False,
+    ),
 ]
 JunitFile = Annotated[
     Path | None, typer.Option("--junit", metavar="FILE", help="Verdicts as JUnit XML.", show_default=False)
@@ -483,10 +489,11 @@ def verify(
     With --against RUN, hold instead what each target got against what it got in that run, on the same test split.
     """
     if against:
-        from tlexport.stages import gate
+        from tlexport.stages import gate_accuracy
 
-        _gate_result(gate.accuracy_beside(run, against, tolerance=max_drop), junit, markdown, tracker)
+        _gate_result(gate_accuracy.beside(run, against, tolerance=max_drop), junit, markdown, tracker)
         return
+    _need_a_gate(junit=junit, markdown=markdown, tracker=tracker)
     opened, recipe = _open(run, overrides, max_drop=max_drop)
     from tlexport.results import Variant
     from tlexport.stages import package
@@ -526,7 +533,7 @@ def bench(
     against: Against = None,
     baseline: BaselineFile = None,
     save_baseline: SaveBaseline = False,
-    tolerance: Tolerance = 0.05,
+    tolerance: Tolerance = None,
     junit: JunitFile = None,
     markdown: MarkdownFile = None,
     tracker: TrackerFile = None,
@@ -551,11 +558,20 @@ def bench(
             save=save_baseline,
             target=target,
             tolerance=tolerance,
-            seconds=seconds or stages.gate.SECONDS,
+            seconds=seconds,
             history=history,
         )
         _gate_result(gated, junit, markdown, tracker)
         return
+    _need_a_gate(
+        target=target,
+        seconds=seconds,
+        tolerance=tolerance,
+        junit=junit,
+        markdown=markdown,
+        tracker=tracker,
+        history=history,
+    )
     opened, recipe = _open(path, overrides)
     from tlexport.stages import bench as stage
     from tlexport.stages import package
@@ -824,6 +840,16 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _need_a_gate(**flags: object) -> None:
+    """Raises RecipeError if a flag that only a gate reads was given without one."""
+    from tlexport.errors import RecipeError
+
+    if given := [f"--{name}" for name, value in flags.items() if value is not None]:
+        raise RecipeError(
+            f"{', '.join(given)}: only a gate reads that; add --against PATH (bench: or --baseline FILE)"
+        )
 
 
 def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, tracker: Path | None) -> None:

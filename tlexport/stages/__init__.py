@@ -95,8 +95,8 @@ def latency_gate(
     baseline: Path | None = None,
     save: bool = False,
     target: str | None = None,
-    tolerance: float = rule.TOLERANCE,
-    seconds: float = gate.SECONDS,
+    tolerance: float | None = None,
+    seconds: float | None = None,
     history: Path | None = None,
 ) -> GateResult:
     """What a run's or bundle's target got, held `against` another one or a stored baseline, or saved as that; see stages.gate.
@@ -108,6 +108,8 @@ def latency_gate(
             "--against compares two builds and needs no baseline: leave out --baseline, --save-baseline and --history"
         )
     build = _to_be_timed(path, target)
+    tolerance = rule.TOLERANCE if tolerance is None else tolerance
+    seconds = gate.SECONDS if seconds is None else seconds
     if against:
         return gate.beside(
             build,

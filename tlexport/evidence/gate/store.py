@@ -134,10 +134,11 @@ class SqliteStore:
     def append(self, record: Record) -> None:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             version, tables = self._state(connection)
-            if version == 0 and not tables:
+            if fresh and not tables:
                 connection.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, document TEXT NOT NULL)")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
             else:
