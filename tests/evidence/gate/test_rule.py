@@ -145,16 +145,17 @@ def test_accepted_runs_widen_the_interval_and_leave_its_middle() -> None:
 
 
 def test_small_losses_add_up() -> None:
-    """Each run is 1% slower than the one before: an accepted run never becomes what the next is held against."""
+    """Each run is 1% slower than the one before: an accepted run never becomes what the next is held against. The creep itself
+    widens the interval, so that it is undecided, which does not pass either, before it fails."""
     rng = np.random.default_rng(8)
     past = [occasion(rng)]
     verdicts = []
-    for step in range(1, 12):
+    for step in range(1, 25):
         new = occasion(rng, slower=1.01**step)
         verdicts.append(stored(past, new, tolerance=0.05).verdict)
         if verdicts[-1] == "pass":
             past.append(new)
-    assert verdicts[0] == "pass" and "fail" in verdicts
+    assert verdicts[0] == "pass" and "pass" not in verdicts[5:] and verdicts[-1] == "fail"
 
 
 def test_prediction_intervals_hold_with_history() -> None:
@@ -176,5 +177,5 @@ def test_too_few_sessions_and_standing_clocks() -> None:
     with pytest.raises(ValueError, match="at least 5"):
         stored([occasion(rng)], occasion(rng, n=4))
     still = [Session(seconds=1e-3, control=1e-5)] * 5
-    assert stored([still], still, tolerance=0.01).verdict == "pass"
+    assert stored([still], still, tolerance=0.05).verdict == "pass"
     assert stored([still], [Session(seconds=1.2e-3, control=1e-5)] * 5).verdict == "fail"

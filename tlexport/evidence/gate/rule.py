@@ -25,6 +25,9 @@ TOLERANCE = 0.05  # of the latency: what a user's machine, left alone, does not 
 FEWEST_SESSIONS = 5
 # The machine may be so much slower or faster than when the baseline was recorded, and times still be compared.
 CONTROL_LIMIT = 0.10
+# What occasions on one machine differ by beyond what their sessions show, as a standard deviation of log time, until a history
+# tells better; it weighs as much as PRIOR_FREEDOM accepted runs.
+PRIOR_BETWEEN, PRIOR_FREEDOM = 0.005, 4
 RATIO = "ratio of median latency, new over old"
 BEYOND_KNOWLEDGE = 100  # times the samples at hand: farther than an extrapolation by 1/sqrt(n) can be trusted
 
@@ -131,9 +134,10 @@ def adjusted(occasions: Sequence[Sequence[Session]], confidence: float) -> tuple
     """Log ratio of the last occasion over the first, at equal speed of the control, and its interval.
 
     Analysis of covariance: log time = occasion + slope x log control, the slope within occasions, so that a model that does
-    not share the control's ups and downs is not burdened with them. Where there are accepted runs between the
-    two, the variance that occasions have beyond their sessions' (by the method of moments) enters twice, once for each end: a
-    prediction interval, its degrees of freedom after Satterthwaite. They widen the interval and leave its middle, so that many
+    not share the control's ups and downs is not burdened with them. The variance that occasions have beyond their sessions'
+    enters twice, once for each end: a prediction interval, its degrees of freedom after Satterthwaite. It is the accepted runs'
+    between baseline and new one (by the method of moments), moderated by PRIOR_BETWEEN as in Smyth 2004, Linear Models and
+    Empirical Bayes Methods, section 3: alone, few runs say little. They widen the interval and leave its middle, so that many
     small losses add up and show.
     """
     from scipy.special import stdtrit
@@ -141,17 +145,22 @@ def adjusted(occasions: Sequence[Sequence[Session]], confidence: float) -> tuple
     effects, covariance, freedom = _fitted(occasions)
     difference = float(effects[-1] - effects[0])
     variance = float(covariance[-1, -1] + covariance[0, 0] - 2 * covariance[0, -1])
-    between, past = 0.0, len(occasions) - 1
-    if past >= 2:
-        sampling = covariance[:-1, :-1]
-        centred = np.trace(sampling) - sampling.sum() / past
-        between = max(0.0, float((effects[:-1].var(ddof=1) * (past - 1) - centred) / (past - 1)))
-    whole = variance + 2 * between
-    if whole == 0:
-        return difference, difference, difference
-    shares = variance**2 / freedom + ((2 * between) ** 2 / (past - 1) if between else 0.0)
-    half = float(stdtrit(whole**2 / shares, (1 + confidence) / 2)) * math.sqrt(whole)
+    between, runs = _between(effects[:-1], covariance[:-1, :-1])
+    weight = PRIOR_FREEDOM + runs
+    moderated = (PRIOR_FREEDOM * PRIOR_BETWEEN**2 + runs * between) / weight
+    whole = variance + 2 * moderated
+    found = whole**2 / (variance**2 / freedom + (2 * moderated) ** 2 / weight)
+    half = float(stdtrit(found, (1 + confidence) / 2)) * math.sqrt(whole)
     return difference, difference - half, difference + half
+
+
+def _between(effects: Floats, covariance: Floats) -> tuple[float, int]:
+    """Variance of occasions' effects [k] beyond their sampling covariance [k, k], and its degrees of freedom."""
+    count = len(effects)
+    if count < 2:
+        return 0.0, 0
+    sampling = (np.trace(covariance) - covariance.sum() / count) / (count - 1)
+    return max(0.0, float(effects.var(ddof=1) - sampling)), count - 1
 
 
 def _fitted(occasions: Sequence[Sequence[Session]]) -> tuple[Floats, Floats, int]:
