@@ -286,37 +286,39 @@ def share(count: int, runs: int, confidence: float = 0.95) -> dict[str, float]:
 def goals_of(parts: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     found = []
     for row in parts["accuracy"]:
-        where = f"{row['metric']}, {row['samples']} samples"
+        where = f"{row['metric']} on {row['samples']} samples"
         strict, allowed = row["tolerance 0"], row[f"tolerance {MARGIN:g}"]
         if row["true_drop"] == 0:
-            found += within(f"accuracy gate: false alarms ({where})", strict["fail"])
+            found += within(f"{where}: accuracy gate's false alarms", strict["fail"])
         if row["true_drop"] == 2 * MARGIN:
             if row["samples"] == max(SIZES):
-                what = f"accuracy gate: drop of twice the margin caught ({where})"
+                what = f"{where}: accuracy gate catches twice the margin"
                 found.append(goal(what, strict["fail"], 0.95, at_least=True))
-            what = f"accuracy gate: drop of twice the margin let pass ({where})"
+            what = f"{where}: accuracy gate lets twice the margin pass"
             found.append(goal(what, allowed["pass"], 0.05, at_least=False))
-    for row in parts["latency"]:
-        where = "side by side, with a neighbour" if row["neighbour"] else "side by side"
-        found += timed(where, row)
-    for row in parts["sessions"]:
-        past = f", {row['history']} accepted runs" if row["history"] else ""
-        found += timed(f"stored baseline, {row['graph']} graph{past}", row)
+    for row in (*parts["latency"], *parts["sessions"]):
+        strict = row["tolerance 0"]["fail"]
+        if row["slower"] == 1.0:
+            found += within(f"{told(row)}: latency gate's false alarms", strict)
+        else:
+            found.append(goal(f"{told(row)}: latency gate catches 10%", strict, 0.95, at_least=True))
     return found
 
 
-def timed(where: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-    strict = row["tolerance 0"]["fail"]
-    if row["slower"] == 1.0:
-        return within(f"latency gate: false alarms ({where})", strict)
-    return [goal(f"latency gate: 10% slow-down caught ({where})", strict, 0.95, at_least=True)]
+def told(row: dict[str, Any]) -> str:
+    """Of a latency gate: what was held against what."""
+    if "graph" not in row:
+        return "side by side, with a neighbour" if row["neighbour"] else "side by side"
+    return f"stored baseline, {row['graph']} graph, " + (
+        f"{row['history']} runs since" if row["history"] else "no history"
+    )
 
 
 def within(what: str, found: dict[str, float]) -> list[dict[str, Any]]:
     """Between 1% and 5%."""
     return [
-        goal(what, found, 0.05, at_least=False),
-        goal(what, found, 0.01, at_least=True),
+        goal(f"{what}, not more", found, 0.05, at_least=False),
+        goal(f"{what}, not fewer", found, 0.01, at_least=True),
     ]
 
 
