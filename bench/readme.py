@@ -26,8 +26,14 @@ ORDER = (
     "startup",
     "memory",
     "open_loop",
+    "gate",
 )
-ALIKE = ("chosen over", "INT8 ")  # what follows a network's name in goals that are told in one row
+ALIKE = (
+    "chosen over",
+    "INT8 ",
+    "accuracy gate",
+    "latency gate",
+)  # what follows a network's name in goals that are told in one row
 RIVALS = ("onnxruntime", "nncf", "nncf-accuracy", "modelopt", "modelopt-max")
 
 
@@ -72,6 +78,8 @@ def section() -> str:
     ):
         lines += ["", *table(by_program[program]["cases"])] if program in by_program else []
     lines += ["", *on_a_gpu()]
+    if "gate" in by_program:
+        lines += ["", *gates(by_program["gate"])]
     machines = {
         (d["machine"]["cpu"], d["machine"]["usable_cores"], ", ".join(d["machine"]["isa"])) for d in documents
     }
@@ -245,6 +253,32 @@ def on_a_gpu() -> list[str]:
     return lines
 
 
+def gates(document: dict[str, Any]) -> list[str]:
+    """What the gates said where the truth is known."""
+    lines = [
+        "| gate | truth | gate runs | tolerated | fail | pass | undecided |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in (*document["accuracy"], *document["latency"], *document["sessions"]):
+        if "metric" in row:
+            name, truth = f"{row['metric']}, {row['samples']} samples", f"drop {row['true_drop']:g}"
+        elif "graph" in row:
+            name = f"latency, stored baseline, {row['graph']} graph, {row['history']} runs since"
+            truth = f"{row['slower']:g} times the time"
+        else:
+            name = "latency, side by side" + (", a neighbour works" if row["neighbour"] else "")
+            truth = f"{row['slower']:g} times the time"
+        for tolerance, of in (
+            (key.removeprefix("tolerance "), of) for key, of in row.items() if key.startswith("tolerance")
+        ):
+            fail, passed, undecided = (of[kind] for kind in ("fail", "pass", "undecided"))
+            sure = f"{fail['ratio']:.1%} ({fail['low']:.1%} to {fail['high']:.1%})"
+            lines.append(
+                f"| {name} | {truth} | {row['runs']} | {tolerance} | {sure} | {passed['ratio']:.1%} | {undecided['ratio']:.1%} |"
+            )
+    return lines
+
+
 def command(document: dict[str, Any]) -> str:
     """Some programs' cases may come from several calls; one without arguments makes them all."""
     merges = document["program"] in (
@@ -254,6 +288,7 @@ def command(document: dict[str, Any]) -> str:
         "pretraining",
         "strategies",
         "latency",
+        "gate",
     )
     return f"python bench/{document['program']}.py" if merges else str(document["command"])
 

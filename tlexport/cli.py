@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tlexport.console import Terminal
     from tlexport.recipe import Recipe
-    from tlexport.results import GraphSearch, Variant
+    from tlexport.results import GateResult, GraphSearch, Variant
     from tlexport.run import Run
 
 app = typer.Typer(
@@ -116,6 +116,68 @@ MaxDrop = Annotated[
     ),
 ]
 
+
+# What `bench` and `verify` are told about a gate.
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against", help="Another bundle or run to be held against, side by side.", show_default=False
+    ),
+]
+BaselineFile = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        metavar="FILE",
+        help="Hold it against the baseline in this file, .json or .sqlite; auto: .tlexport/baselines.sqlite.",
+        show_default=False,
+    ),
+]
+SaveBaseline = Annotated[
+    bool,
+    typer.Option(
+        "--save-baseline", help="Record this build as the baseline, in --baseline's file or auto's."
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=10,
+        help="Share by which a build may be slower before the gate fails; default 0.05.",
+        show_default=False,
+    ),
+]
+JunitFile = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Verdicts as JUnit XML.", show_default=False)
+]
+MarkdownFile = Annotated[
+    str | None,
+    typer.Option(
+        "--markdown",
+        metavar="FILE",
+        help="Verdicts as GitHub-flavoured markdown; summary: added to the file that $GITHUB_STEP_SUMMARY names.",
+        show_default=False,
+    ),
+]
+TrackerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tracker",
+        metavar="FILE",
+        help="The JSON that github-action-benchmark reads as customSmallerIsBetter.",
+        show_default=False,
+    ),
+]
+HistoryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--history",
+        metavar="FILE",
+        help="Draw the recordings since the baseline as an SVG.",
+        show_default=False,
+    ),
+]
 
 RecipeName = Annotated[
     str,
@@ -408,12 +470,17 @@ def compile_(
 
 @app.command(
     epilog="Example: tlexport verify runs/cxr --max-drop 0.005 decision.rule=sensitivity decision.value=0.95\n\n"
-    "Example: tlexport verify bundles/cxr"
+    "Example: tlexport verify bundles/cxr\n\n"
+    "Example: tlexport verify runs/new --against runs/old --junit gate.xml"
 )
 def verify(
     run: Annotated[Path, typer.Argument(metavar="PATH", help="A run, or a bundle.", show_default=False)],
     overrides: Overrides = None,
     max_drop: MaxDrop = None,
+    against: Against = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    tracker: TrackerFile = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -422,7 +489,15 @@ def verify(
     Of a bundle: every hash, and its golden samples on this machine.
 
     Exit 10 if a target has no variant that passes, 14 if too few samples decide.
+
+    With --against RUN, what each target got is held instead against what it got in that run, on the same test split.
     """
+    if against:
+        from tlexport.stages import gate_accuracy
+
+        _gate_result(gate_accuracy.beside(run, against, tolerance=max_drop), junit, markdown, tracker)
+        return
+    _need_a_gate(junit=junit, markdown=markdown, tracker=tracker)
     from tlexport.bundle.manifest import stands_in
 
     if stands_in(run):
@@ -454,7 +529,9 @@ def verify(
     epilog="Example: tlexport bench runs/cxr bench.samples=1000 bench.threads=2\n\n"
     "Example: tlexport bench bundles/vol --rate 2000 --seconds 30\n\n"
     "Example: tlexport bench bundles/vol --max-p99 5 --concurrency 2\n\n"
-    "Example: tlexport bench bundles/vol --batches 1,4,16,64 --out vol-bench.json"
+    "Example: tlexport bench bundles/vol --batches 1,4,16,64 --out vol-bench.json\n\n"
+    "Example: tlexport bench bundles/cxr --baseline bench.json --junit gate.xml --markdown summary\n\n"
+    "Example: tlexport bench bundles/new --against bundles/old --tolerance 0.02"
 )
 def bench(
     path: Annotated[
@@ -478,7 +555,9 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="How long an open loop lasts, or a probe at most; default 10.", show_default=False
+            min=0.1,
+            help="How long an open loop lasts (default 10), a probe at most, or a gate measures (default 30).",
+            show_default=False,
         ),
     ] = None,
     arrivals: Annotated[
@@ -511,6 +590,14 @@ def bench(
             "--out", "-o", help="JSON file to write; every timed call goes beside it.", show_default=False
         ),
     ] = None,
+    against: Against = None,
+    baseline: BaselineFile = None,
+    save_baseline: SaveBaseline = False,
+    tolerance: Tolerance = None,
+    junit: JunitFile = None,
+    markdown: MarkdownFile = None,
+    tracker: TrackerFile = None,
+    history: HistoryFile = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -518,10 +605,11 @@ def bench(
     """Time a run's reference and every passing variant in turns; with a bundle or a flag, the variant of one target.
 
     A p99 limit (--max-p99, gates.max_p99_ms) that is missed is exit 13, one that cannot be decided exit 14.
+    With --baseline or --against it is a gate: what the target got is held against the baseline or the other build. Exit 13:
+    slower; exit 14: undecided, also where there is no baseline yet (record one with --save-baseline).
     """
     flags = {
         "rate": rate,
-        "seconds": seconds,
         "arrivals": arrivals,
         "concurrency": concurrency,
         "max_p99_ms": max_p99,
@@ -529,6 +617,26 @@ def bench(
         "out": out,
     }
     asked = {name: value for name, value in flags.items() if value is not None}
+    if against or baseline or save_baseline:
+        _only_measured(asked)
+        from tlexport import stages
+
+        gated = stages.latency_gate(
+            path,
+            _progress(),
+            against=against,
+            baseline=None if baseline in (None, "auto") else Path(str(baseline)),
+            save=save_baseline,
+            target=target,
+            tolerance=tolerance,
+            seconds=seconds,
+            history=history,
+        )
+        _gate_result(gated, junit, markdown, tracker)
+        return
+    _need_a_gate(tolerance=tolerance, junit=junit, markdown=markdown, tracker=tracker, history=history)
+    if seconds is not None:
+        asked["seconds"] = seconds
     if asked or target or ((path / "manifest.json").is_file() and not (path / "recipe.yaml").is_file()):
         _measure(path, target, overrides, asked)
         return
@@ -828,6 +936,46 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _need_a_gate(**flags: object) -> None:
+    """Raises RecipeError if a flag that only a gate reads was given without one."""
+    from tlexport.errors import RecipeError
+
+    if given := [f"--{name}" for name, value in flags.items() if value is not None]:
+        raise RecipeError(
+            f"{', '.join(given)}: only a gate reads that; add --against PATH (bench: or --baseline FILE)"
+        )
+
+
+def _only_measured(asked: dict[str, Any]) -> None:
+    """Raises RecipeError if a flag that a gate does not read was given with one."""
+    from tlexport.errors import RecipeError
+
+    if asked:
+        given = ", ".join(f"--{name.removesuffix('_ms').replace('_', '-')}" for name in asked)
+        raise RecipeError(
+            f"{given}: a gate times a closed loop and does not read that; measure it in a call of its own"
+        )
+
+
+def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, tracker: Path | None) -> None:
+    """Show and write a gate's result, and exit with the code of what it found."""
+    from tlexport.errors import RecipeError
+    from tlexport.stages import gate
+
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if markdown == "summary" else None
+    if markdown == "summary" and not summary:
+        raise RecipeError("--markdown summary: $GITHUB_STEP_SUMMARY is not set here; name a file instead")
+    place = Path(summary or markdown) if markdown else None
+    gate.write(result, junit=junit, markdown=place, tracker=tracker, append=summary is not None)
+    rows: dict[str, str] = {verdict.verdict: verdict.reason for verdict in result.verdicts}
+    if result.saved:
+        rows["saved"] = f"baseline of {len(result.new_ms)} sessions in {result.against}"
+    _show(result, _pairs(rows))
+    if error := gate.failure(result):
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(error.exit_code)
 
 
 def _gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:

@@ -480,6 +480,56 @@ class MeasureResult(Result):
     raw: str | None = Field(None, description="file with every timed call in seconds")
 
 
+class GateVerdict(Result):
+    """A new build held against an old one or a stored baseline. `verdict` follows from `low`, `high` and `limit` alone,
+    but where `reason` says that the numbers do not count."""
+
+    gate: Literal["latency", "accuracy"]
+    name: str = Field(description="model, variant and batch")
+    against: str = Field(description="what it is held against")
+    measure: str = Field(description="what `value` is, in words")
+    verdict: Literal["pass", "fail", "undecided"] = Field(
+        description="fail: low > limit; pass: high <= limit; else undecided"
+    )
+    value: float | None = Field(description="null where nothing could be compared")
+    low: float | None
+    high: float | None
+    confidence: float = Field(description="of the interval low to high, two-sided")
+    tolerance: float = Field(
+        description="what may be lost: a share of the latency, or a drop in the metric's unit"
+    )
+    limit: float = Field(
+        description="the same on `value`'s scale: 1 + tolerance of a ratio, the tolerance of a drop"
+    )
+    count: int = Field(description="rounds, sessions or samples of the new build")
+    unit: Literal["rounds", "sessions", "samples"]
+    needed: int | None = Field(
+        None, description="about so many of `unit` would decide; null: no number would tell"
+    )
+    reason: str = Field(description="one line")
+
+
+class GateResult(Result):
+    """What `bench --against`, `bench --baseline` and `verify --against` print."""
+
+    path: str
+    against: str | None = Field(None, description="the other bundle or run, or the file of baselines")
+    verdicts: tuple[GateVerdict, ...] = Field(
+        (), description="empty where a baseline was recorded and nothing compared"
+    )
+    saved: bool = Field(False, description="the sessions were stored as the baseline from now on")
+    new_ms: tuple[float, ...] = Field(
+        (), description="median latency of each round or session of the new build"
+    )
+    old_ms: tuple[float, ...] = Field((), description="of the old build or the baseline")
+    new_control_ms: tuple[float, ...] = Field(
+        (), description="of the fixed workload timed beside it, by session"
+    )
+    old_control_ms: tuple[float, ...] = ()
+    machine: dict[str, Any] = Field({}, description="what a baseline is keyed by")
+    seconds: float = Field(0.0, description="the measuring took")
+
+
 class PackageResult(Result):
     run: str
     bundle: str
@@ -571,6 +621,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "verify-bundle": ReplayResult,
     "bench": BenchResult,
     "bench-bundle": MeasureResult,
+    "gate": GateResult,
     "package": PackageResult,
     "build": BuildResult,
     "predict": PredictResult,

@@ -25,6 +25,7 @@ PROMISED = {
     "quantize": {"cases"},
     "gpu": {"device", "target", "settings", "cells", "groups", "left"},
     "open_loop": {"stall", "overhead", "bound", "watch"},
+    "gate": {"accuracy", "latency", "sessions", "measured"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 
@@ -581,3 +582,42 @@ def test_random_weights_are_made_to_answer_differently():
     with torch.inference_mode():
         answers = serving(torch.from_numpy(common.smooth_images(16, 32, 5)))
     assert len(set(answers.argmax(1).tolist())) >= 3 and answers.std(dim=0).mean() > 0.02
+
+
+@pytest.mark.slow
+def test_gate(tmp_path: Path):
+    document = run("gate", tmp_path, "--only", "latency", "sessions")
+    assert [(row["slower"], row["neighbour"]) for row in document["latency"]] == [
+        (1.0, False),
+        (1.1, False),
+        (1.0, True),
+        (1.1, True),
+    ]
+    assert [(row["slower"], row["history"]) for row in document["sessions"]] == [
+        (1.0, 0),
+        (1.0, 4),
+        (1.1, 0),
+        (1.1, 4),
+    ]
+    for row in document["latency"] + document["sessions"]:
+        assert sum(of["ratio"] for of in row["tolerance 0"].values()) == pytest.approx(1)
+    assert document["accuracy"] == [] and set(document["measured"]) == {"latency", "sessions"}
+
+
+def test_a_planted_drop_of_the_gates_population_is_what_it_says():
+    """The share that is replaced makes the metric drop by so much: checked on a million drawn samples."""
+    cases = module("gate_cases")
+    real, rng = cases.population(), np.random.default_rng(0)
+    for metric in ("accuracy", "auc"):
+        labels, old, new = real.sample(1_000_000, real.replaced(metric, 0.02), rng)
+        before, after = (
+            cases.evaluated(labels, np.log(side[:, 1] / side[:, 0]))[metric] for side in (old, new)
+        )
+        # Three standard errors of a difference of two shares of a million are 0.0015 at most.
+        assert before - after == pytest.approx(0.02, abs=0.0015), metric
+
+
+def test_shares_of_gate_runs_have_clopper_and_pearsons_interval():
+    share = module("gate").share
+    assert share(0, 500) == {"ratio": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 500))}
+    assert share(500, 500)["low"] == pytest.approx(0.025 ** (1 / 500))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -91,9 +92,17 @@ def device(name: str, target: str) -> str:
 def loader(
     name: str, artifact: Path, target: str, options: Options
 ) -> Callable[[int], AbstractContextManager[Runner]]:
-    """Threads -> the artifact, loaded by backend `name` where it runs `target` here. Raises what `device` raises."""
-    where, runner = device(name, target), get(name).runner
-    return lambda threads: runner(artifact, threads=threads, device=where, options=options)
+    """Threads -> the artifact, loaded by backend `name` where it runs `target` here. Raises what `device` raises.
+
+    It can be pickled for another process.
+    """
+    return functools.partial(_loaded, name, artifact, device(name, target), options)
+
+
+def _loaded(
+    name: str, artifact: Path, device: str, options: Options, threads: int
+) -> AbstractContextManager[Runner]:
+    return get(name).runner(artifact, threads=threads, device=device, options=options)
 
 
 def memory(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tlexport.errors import GateError
+from tlexport import cores
+from tlexport.errors import GateError, RecipeError
+from tlexport.evidence.gate import rule, store
+from tlexport.evidence.gate.sessions import Build
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BuildResult, ExplainResult, FinetuneResult
+from tlexport.results import BuildResult, ExplainResult, FinetuneResult, GateResult
 from tlexport.run import Run
 from tlexport.stages import (
     baselines,
@@ -17,6 +20,8 @@ from tlexport.stages import (
     explain,
     export,
     finetune,
+    gate,
+    measure,
     package,
     quantize,
     report,
@@ -79,4 +84,64 @@ def explain_drop(run: Run, recipe: Recipe, progress: Progress, *, name: str, sam
     """Where the error of a graph or variant enters; see stages.explain."""
     return explain.run(
         run, recipe, progress, name=name, samples=samples, export=lambda: export.fresh(run, recipe)
+    )
+
+
+def latency_gate(
+    path: Path,
+    progress: Progress,
+    *,
+    against: Path | None = None,
+    baseline: Path | None = None,
+    save: bool = False,
+    target: str | None = None,
+    tolerance: float | None = None,
+    seconds: float | None = None,
+    history: Path | None = None,
+) -> GateResult:
+    """What a run's or bundle's target got, held `against` another one or a stored baseline, or saved as that; see stages.gate.
+
+    `history`: SVG to draw of the recordings. Raises RecipeError for a combination that has no meaning.
+    """
+    if against and (baseline or save or history):
+        raise RecipeError(
+            "--against compares two builds and needs no baseline: leave out --baseline, --save-baseline and --history"
+        )
+    build = _to_be_timed(path, target)
+    tolerance = rule.TOLERANCE if tolerance is None else tolerance
+    seconds = gate.SECONDS if seconds is None else seconds
+    if against:
+        return gate.beside(
+            build,
+            _to_be_timed(against, target),
+            progress,
+            path=path,
+            against=against,
+            tolerance=tolerance,
+            seconds=seconds,
+        )
+    file = baseline or store.DEFAULT
+    if save:
+        result = gate.save_baseline(build, progress, path=path, file=file, seconds=seconds)
+    else:
+        result = gate.against_baseline(
+            build, progress, path=path, file=file, tolerance=tolerance, seconds=seconds
+        )
+    if history and result.new_ms:
+        gate.write_history(build, file, history)
+    return result
+
+
+def _to_be_timed(path: Path, target: str | None) -> Build:
+    """A measured subject as one that another process can load."""
+    subject = measure.subject(path, target)
+    most = cores.usable()
+    return Build(
+        model=subject.model,
+        variant=subject.name,
+        sha256=subject.variant.sha256 or "",
+        threads=min(subject.variant.threads or most, most),
+        batch=1,
+        load=subject.load,
+        inputs=subject.batch,
     )

@@ -136,6 +136,49 @@ def curve(points: Sequence[tuple[float, float | None]], title: str) -> str:
     return _svg(height, parts, title, width)
 
 
+def timeline(points: Sequence[Mapping[str, object]], unit: str, title: str) -> str:
+    """One mark a recording in the order made, with its range; the dashed line is at the first, the baseline.
+
+    points: label, value, low, high (numbers), verdict.
+    """
+    drawn = [(point, values) for point in points if (values := _numbers(point, "low", "value", "high"))]
+    if not drawn:
+        return ""
+    height, ends = 260, [value for _, values in drawn for value in values]
+    across = _linear(0, len(drawn) - 1, 70, WIDTH - 30)
+    down = _linear(min(ends), max(ends), height - AXIS - 6, 24)
+    parts = [_text(70, 14, title, "start")]
+    for value in _ticks(min(ends), max(ends), 5):
+        parts += [
+            _line(70, down(value), WIDTH - 30, down(value), "grid"),
+            _text(64, down(value) + 4, f"{value:g}", "end"),
+        ]
+    first = down(drawn[0][1][1])
+    parts.append(_line(70, first, WIDTH - 30, first, "gate"))
+    for index, (point, (low, value, high)) in enumerate(drawn):
+        x, kind = across(index), verdict_kind(str(point.get("verdict", "")))
+        told = f"{point['label']}: {value:.4g} {unit} [{low:.4g}, {high:.4g}], {point.get('verdict', '')}"
+        mark = _line(x, down(low), x, down(high), kind)
+        mark += f'<circle class="{kind}" cx="{x:.1f}" cy="{down(value):.1f}" r="4"/>'
+        parts.append(f"<g><title>{escape(told)}</title>{mark}</g>")
+    labels = f"{drawn[0][0]['label']} to {drawn[-1][0]['label']}; {unit}: median and range of the sessions"
+    parts.append(_text((70 + WIDTH - 30) / 2, height - 10, labels, "middle"))
+    return _svg(height, parts, title)
+
+
+STANDALONE = (
+    "text{font:12px system-ui,sans-serif;fill:#333}line{stroke:#333}.grid{stroke:#ddd}.gate{stroke:#555;stroke-dasharray:5 4}"
+    "line.pass{stroke:#1a7f37}circle.pass{fill:#1a7f37}line.fail{stroke:#c0392b}circle.fail{fill:#c0392b}"
+    "line.other{stroke:#8a6d00}circle.other{fill:#8a6d00}"
+)
+
+
+def standalone(svg: str) -> str:
+    """A figure as a file of its own: with the name space and the colours that a page would give it."""
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{STANDALONE}</style>{rest}\n' if svg else ""
+
+
 def verdict_kind(verdict: str) -> str:
     """The style class of a verdict: `pass`, `fail`, or `other` ("compiled, not run here" is neither)."""
     return next((kind for kind in ("pass", "fail") if verdict.startswith(kind)), "other")

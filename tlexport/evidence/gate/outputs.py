@@ -1,0 +1,134 @@
+"""A gate's result for machines that read it: JUnit XML, GitHub-flavoured markdown, and a tracker's benchmark JSON."""
+
+from __future__ import annotations
+
+import json
+from statistics import median
+from xml.etree import ElementTree
+
+from tlexport.results import GateResult, GateVerdict
+
+_MARK = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
+
+
+def junit(result: GateResult) -> str:
+    """One test case a verdict: `fail` is a failure and `undecided` an error, since neither may pass unseen.
+
+    The elements and attributes are those of the common JUnit schema (Apache Ant's, as read by Jenkins, GitLab and GitHub's
+    actions): testsuites > testsuite > testcase > failure | error.
+    """
+    failed = [verdict for verdict in result.verdicts if verdict.verdict == "fail"]
+    undecided = [verdict for verdict in result.verdicts if verdict.verdict == "undecided"]
+    totals = {
+        "name": "tlexport gate",
+        "tests": str(len(result.verdicts)),
+        "failures": str(len(failed)),
+        "errors": str(len(undecided)),
+        "time": f"{result.seconds:.3f}",
+    }
+    whole = ElementTree.Element("testsuites", totals)
+    suite = ElementTree.SubElement(whole, "testsuite", {**totals, "skipped": "0"})
+    for verdict in result.verdicts:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            {
+                "classname": f"tlexport.gate.{verdict.gate}",
+                "name": _legal(f"{verdict.name} against {verdict.against}"),
+                "time": f"{result.seconds / len(result.verdicts):.3f}",
+            },
+        )
+        kind = {"fail": "failure", "undecided": "error"}.get(verdict.verdict)
+        if kind is not None:
+            found = ElementTree.SubElement(
+                case, kind, {"message": _legal(verdict.reason), "type": verdict.verdict}
+            )
+            found.text = _legal(verdict.reason)
+        ElementTree.SubElement(case, "system-out").text = _legal(verdict.model_dump_json(indent=1))
+    ElementTree.indent(whole)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(whole, encoding="unicode") + "\n"
+
+
+def markdown(result: GateResult) -> str:
+    """A heading, a table with a row a verdict, and the machine, for a pull request's comment or a job's summary."""
+    lines = ["### tlexport gate", ""]
+    if result.verdicts:
+        lines += [
+            "| | what | against | measured | interval | tolerated | from |",
+            "|---|---|---|---:|---:|---:|---|",
+            *(_row(verdict) for verdict in result.verdicts),
+            "",
+            *(f"- {_cell(verdict.reason)}" for verdict in result.verdicts if verdict.verdict != "pass"),
+        ]
+    if result.saved:
+        lines.append(
+            f"Recorded as the baseline: {len(result.new_ms)} sessions, median {median(result.new_ms):.4g} ms."
+        )
+    if result.machine:
+        cpu = result.machine.get("cpu")
+        lines += [
+            "",
+            f"Machine: {_cell(str(cpu))}, {result.machine.get('cores')} cores; {result.seconds:.0f} s.",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def tracker(result: GateResult) -> str:
+    """The array that github-action-benchmark reads as `customSmallerIsBetter`: name, unit, value, range, extra.
+
+    A verdict without a value has no entry, since the reader wants numbers.
+    """
+    entries = [_entry(verdict) for verdict in result.verdicts if verdict.value is not None]
+    if result.new_ms:
+        name = result.verdicts[0].name if result.verdicts else result.path
+        spread = (max(result.new_ms) - min(result.new_ms)) / 2
+        entries.insert(
+            0,
+            {
+                "name": f"{name}: median latency",
+                "unit": "ms",
+                "value": median(result.new_ms),
+                "range": f"± {spread:.3g}",
+                "extra": f"medians of {len(result.new_ms)} rounds or sessions",
+            },
+        )
+    return json.dumps(entries, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _entry(verdict: GateVerdict) -> dict[str, object]:
+    known = verdict.low is not None and verdict.high is not None
+    return {
+        "name": f"{verdict.name}: {verdict.measure}",
+        "unit": "ratio" if verdict.gate == "latency" else "drop",
+        "value": verdict.value,
+        "range": f"{verdict.low:.4g} to {verdict.high:.4g}" if known else "",
+        "extra": f"{verdict.verdict} against {verdict.against}: {verdict.reason}",
+    }
+
+
+def _row(verdict: GateVerdict) -> str:
+    form = ".3f" if verdict.gate == "latency" else ".4f"
+    measured = "-" if verdict.value is None else format(verdict.value, form)
+    known = verdict.low is not None and verdict.high is not None
+    interval = f"{verdict.low:{form}} to {verdict.high:{form}}" if known else "-"
+    cells = (
+        _MARK[verdict.verdict],
+        verdict.name,
+        verdict.against,
+        measured,
+        interval,
+        f"{verdict.limit:g}",
+        f"{verdict.count} {verdict.unit}",
+    )
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a table's cell nor becomes markup."""
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(escaped.split())
+
+
+def _legal(text: str) -> str:
+    """Without the control characters that XML 1.0 cannot hold."""
+    return "".join(character for character in text if character >= " " or character in "\t\n")
