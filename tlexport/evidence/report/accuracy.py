@@ -11,7 +11,7 @@ import numpy as np
 from tlexport.evidence.accuracy import calibration
 from tlexport.evidence.report import markup, scores
 from tlexport.evidence.report.document import Answers, Document
-from tlexport.evidence.report.figures import curves
+from tlexport.evidence.report.figures import curves, matrix
 from tlexport.evidence.report.markup import Cell, Section
 
 LARGEST_MATRIX = 20  # classes that a confusion matrix can show
@@ -43,7 +43,7 @@ def slices(document: Document) -> Section:
                 markup.number(s.get("reference"), ".4f"),
                 markup.interval(s, "drop", "+.4f"),
                 markup.p_value(s.get("p")),
-                s.get("note") or "",
+                Cell(html=escape(s.get("note") or " ")),
             ]
             for s in listed
         ]
@@ -53,7 +53,7 @@ def slices(document: Document) -> Section:
         shown = markup.table(heads, rows[:SLICES], f"slices of {name}", numeric=range(1, 5), kinds=kinds)
         rest = markup.table(heads, rows[SLICES:], f"further slices of {name}", numeric=range(1, 5))
         parts.append(f"<h3>{escape(name)}</h3>{markup.paragraph(told)}{shown}")
-        parts.append(markup.details(f"{len(rows) - SLICES} further slices", rest))
+        parts.append(markup.details(f"the other slices ({len(rows) - SLICES})", rest))
     return Section("slices", "Drop by slice", "".join(parts), (VERIFY,))
 
 
@@ -192,15 +192,18 @@ def _matrices(document: Document, answers: Answers, decided: Mapping[str, Any]) 
     counts = {name: scores.confusion(answers.labels, made, k).tolist() for name, made in decided.items()}
     before = counts[document.reference]
     panels = [
-        curves.confusion(of, answers.classes, name, None if name == document.reference else before)
+        matrix.confusion(of, answers.classes, name, None if name == document.reference else before)
         for name, of in counts.items()
     ]
     read = (
         "Rows are the truth, columns the decision; green is right, red is wrong, darker is a larger share of the row. A framed "
         "cell differs from the reference by the number below the count."
     )
-    figures = [markup.figure(panel, name) for name, panel in zip(counts, panels, strict=True)]
-    return markup.paragraph(read, "quiet") + markup.beside(*figures)
+    drawn = [
+        markup.scroll(panel, f"confusion matrix of {name}")
+        for name, panel in zip(counts, panels, strict=True)
+    ]
+    return markup.paragraph(read, "quiet") + markup.beside(*drawn)
 
 
 def _worst_pairs(answers: Answers, decided: Mapping[str, Any]) -> str:

@@ -126,7 +126,8 @@ def _card(answers: Answers, outputs: Array, decided: tuple[Array, Array], cell: 
         "after": (_named(answers, cell, after[cell]), _probability(outputs, cell, after[cell])),
     }
     body = "".join(
-        f'<tr><th scope="row">{key}</th><td>{escape(told)}</td><td class="number">{markup.number(p, ".3f") if p is not None else ""}</td></tr>'
+        f'<tr><th scope="row">{key}</th><td>{escape(told)}</td>'
+        f'<td class="number">{"" if p is None else markup.number(p, ".4f")}</td></tr>'
         for key, (told, p) in lines.items()
     )
     seen = "" if answers.inputs is None else _seen(answers, row)

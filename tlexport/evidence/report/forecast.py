@@ -24,7 +24,7 @@ def forecasts(document: Document) -> Section:
     if answers is None or answers.task != "regression":
         return Section("forecasts", "Forecasts and errors", "")
     kinds = {name: document.kinds[name] for name in (document.reference, *document.compared)}
-    content = markup.legend(kinds)
+    content = markup.legend(kinds) if answers.times is None else ""
     for k, value in enumerate(answers.classes[:VALUES]):
         content += f"<h3>{escape(value)}</h3>" if len(answers.classes) > 1 else ""
         content += _one(document, answers, k, kinds)

@@ -64,7 +64,8 @@ def figure(drawing: str, caption: str, legend: str = "") -> str:
     """A drawing with what it shows and how to read it; nothing without a drawing."""
     if not drawing:
         return ""
-    return f"<figure>{legend}{scroll(drawing, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    held = scroll(drawing, caption) if 'class="wide"' in drawing else drawing
+    return f"<figure>{legend}{held}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def beside(*parts: str) -> str:
@@ -72,11 +73,10 @@ def beside(*parts: str) -> str:
     return f'<div class="beside">{"".join(kept)}</div>' if kept else ""
 
 
-def legend(kinds: Mapping[str, str], words: Mapping[str, str] | None = None) -> str:
+def legend(kinds: Mapping[str, str]) -> str:
     """Which colour is whom."""
     items = "".join(
-        f'<li><span class="key {kind}"></span>{escape(name)}{escape(f" {(words or {})[name]}") if name in (words or {}) else ""}</li>'
-        for name, kind in kinds.items()
+        f'<li><span class="key {kind}"></span>{escape(name)}</li>' for name, kind in kinds.items()
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -88,6 +88,11 @@ def paragraph(text: str, kind: str = "") -> str:
 
 def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+
+
+def present(values: Mapping[str, object]) -> dict[str, object]:
+    """Without what says nothing: no value, no text, nothing listed."""
+    return {key: value for key, value in values.items() if value not in (None, "", [], (), {})}
 
 
 def facts(values: Mapping[str, object], caption: str = "") -> str:
@@ -148,7 +153,10 @@ def shortened(text: str) -> str:
 def number(value: object, form: str, unit: str = "") -> str:
     """A finite number in this format, else a dash."""
     if isinstance(value, (int, float)) and math.isfinite(value):
-        return format(value, form) + unit
+        told = format(value, form)
+        # A difference that rounds to zero has no direction.
+        zero = told.startswith("-") and not told.strip("-0.%e+")
+        return (told.replace("-", "+" if "+" in form else "", 1) if zero else told) + unit
     return "–"
 
 

@@ -31,7 +31,9 @@ def header(document: Document) -> str:
     ]
     lines = [f"<h1>{escape(str(recipe['name']))}</h1>", markup.paragraph(" · ".join(about), "quiet")]
     lines.append(markup.paragraph(str(document.baselines.get("headline") or ""), "headline"))
-    targets = list(dict.fromkeys([str(v.get("target")) for v in document.variants] + list(document.chosen)))
+    targets = list(
+        dict.fromkeys([markup.text(v.get("target")) for v in document.variants] + list(document.chosen))
+    )
     cards = "".join(_card(document, target) for target in targets)
     return f'<header>{"".join(lines)}<div class="cards">{cards}</div></header>'
 
@@ -44,9 +46,9 @@ def _card(document: Document, target: str) -> str:
         return f'<div class="card fail">{title}<p class="name">none</p><p>{escape(why)}</p></div>'
     name, reason = picked
     variant = next((v for v in document.variants if v.get("name") == name), {})
-    metric = document.metric
+    before = (document.bench.get("reference") or {}).get("metric")
     shown = {
-        metric: f"{markup.number(variant.get('metric'), '.4f')} (reference {markup.number((document.bench.get('reference') or {}).get('metric'), '.4f')})",
+        document.metric: f"{markup.number(variant.get('metric'), '.4f')} (reference {markup.number(before, '.4f')})",
         "drop": markup.interval(variant, "drop", "+.4f"),
         "p50": markup.number(variant.get("p50_ms"), ".3g", " ms"),
         "size": f"{markup.megabytes(variant.get('size_bytes'))} MB",
@@ -78,7 +80,7 @@ def asked(document: Document) -> Section:
         [GATES.get(key, markup.words(key)), "none" if limit is None else markup.text(limit)]
         for key, limit in gates.items()
     ]
-    content = '<div class="columns">' + markup.facts(_present(what))
+    content = '<div class="columns">' + markup.facts(markup.present(what))
     content += markup.table(["gate", "limit"], limits, "gates", numeric=[1]) + "</div>"
     return Section("asked", "What was asked", content, (RECIPE, "manifest.json"))
 
@@ -119,8 +121,8 @@ def variants(document: Document) -> Section:
         if below:
             rows.append(below)
             kinds.append("reason")
-    heads = ["variant", "target", "precision", *(head for head, _ in columns), "verdict"]
-    whole = markup.table(heads, rows, "variants", numeric=range(3, 3 + len(columns)), kinds=kinds)
+    heads = ["variant", "verdict", *(head for head, _ in columns)]
+    whole = markup.table(heads, rows, "variants", numeric=range(2, len(heads)), kinds=kinds)
     note = "Bold: chosen. Drop: reference minus variant with its interval; positive is worse. “–”: not measured, or withheld."
     return Section("variants", "Variants", whole + markup.paragraph(note, "quiet"), (BENCH,))
 
@@ -128,9 +130,8 @@ def variants(document: Document) -> Section:
 def _rows(variant: Row, columns: list[tuple[str, Callable[[Row], str]]]) -> tuple[list[object], list[object]]:
     """A variant's row, and one below it with what the compiler built and why the verdict is what it is."""
     verdict = markup.text(variant.get("verdict"))
-    row: list[object] = [Cell(variant.get(key), "word") for key in ("name", "target", "precision")]
+    row: list[object] = [Cell(variant.get("name"), "word"), Cell(verdict, verdict_kind(verdict))]
     row += [show(variant) for _, show in columns]
-    row.append(Cell(verdict, verdict_kind(verdict)))
     more = " · ".join(str(variant[key]) for key in ("receipt", "reason") if variant.get(key))
     return row, [Cell(more, span=len(row))] if more else []
 
@@ -139,8 +140,8 @@ def front(document: Document) -> Section:
     """Drop against time, one panel a target: measured where it runs here, else by the cost model, and said so."""
     best = set(document.bench.get("front") or [])
     panels = []
-    for target in dict.fromkeys(str(v.get("target")) for v in document.variants):
-        own = [v for v in document.variants if v.get("target") == target]
+    for target in dict.fromkeys(markup.text(v.get("target")) for v in document.variants):
+        own = [v for v in document.variants if markup.text(v.get("target")) == target]
         measured = any(v.get("p50_ms") is not None for v in own)
         key, words = (
             ("p50_ms", "median latency") if measured else ("cost_ms", "by the cost model, not measured")
@@ -150,8 +151,8 @@ def front(document: Document) -> Section:
             markup.figure(
                 drawn.front(points, None, f"{target}: milliseconds a sample, {words}"),
                 f"{target}: each circle is a variant, its area the size of the file. Left is faster, lower is closer to the "
-                "reference. The line joins those that no other variant beats in drop, time and size at once (named); "
-                "green passes its gates, red does not.",
+                "reference. Named: those that no other variant beats in drop, time and size at once; the line is the front of "
+                "drop and time alone. Green passes its gates, red does not.",
             )
         )
     return Section("front", "Drop and time: the front that nothing beats", "".join(panels), (BENCH,))
@@ -168,7 +169,7 @@ def drops(document: Document) -> Section:
     confidence = markup.number(document.verify.get("confidence"), ".0%")
     picture = markup.figure(
         drawn.dot_intervals(listed, limit),
-        f"Reference minus variant in {document.metric} on the same {document.verify.get('samples')} test samples, with its "
+        f"Reference minus variant in {document.metric} on the same {markup.text(document.verify.get('samples'))} test samples, with its "
         f"{confidence} interval. A variant passes where the whole bar stands left of the dashed gate.",
     )
     rows = [
@@ -211,7 +212,3 @@ def baselines(document: Document) -> Section:
         markup.table(heads, rows, "plain models on the same split", numeric=[1, 2]),
         ("manifest.json",),
     )
-
-
-def _present(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in (None, "")}

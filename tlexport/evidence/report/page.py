@@ -70,7 +70,7 @@ def _sources(part: Section, document: Document) -> str:
     if not held:
         return ""
     told = ", ".join(
-        f"{escape(source.file)} <code>{source.sha256[:SHORT]}</code>{escape(f' ({source.told})') if source.changed else ''}"
+        f"{escape(source.file)} <code>{escape(source.sha256[:SHORT])}</code>{escape(f' ({source.told})') if source.changed else ''}"
         for source in held
     )
     return f'<p class="source">From {told} · <a href="#sources">all files</a></p>'

@@ -124,14 +124,15 @@ def training(document: Document) -> Section:
             curves.curve(judged, f"validation {metric}"), "On the validation split after each epoch."
         ),
     ]
-    tuned = {key: value for key, value in document.finetune.items() if key not in ELSEWHERE}
+    tuned = markup.present({key: value for key, value in document.finetune.items() if key not in ELSEWHERE})
+    tuned["weights"] = markup.present(document.finetune.get("weights") or {})
     sources = (HISTORY, MANIFEST) if history else (MANIFEST,)
     return Section("training", "Fine-tuning", markup.beside(*panels) + markup.facts(tuned), sources)
 
 
 def environment(document: Document) -> Section:
     machine = {"threads used": document.bench.get("threads"), **(document.bench.get("machine") or {})}
-    content = "<h3>Machine that was timed</h3>" + markup.facts(machine)
+    content = "<h3>Machine that was timed</h3>" + markup.facts(markup.present(machine))
     content += "<h3>Versions</h3>" + markup.facts(dict(document.versions))
     return Section("environment", "Environment", content, ("bench.json", MANIFEST))
 
@@ -146,7 +147,7 @@ def sources(document: Document) -> Section:
     rows = [
         [
             Cell(source.file, "word"),
-            Cell(html=f"<code>{source.sha256}</code>"),
+            Cell(html=f"<code>{escape(source.sha256)}</code>"),
             Cell(source.told, "fail" if source.changed else ""),
         ]
         for source in document.sources.values()

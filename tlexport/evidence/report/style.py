@@ -4,12 +4,12 @@ COLOURS = """
 :root {
   color-scheme: light dark;
   --ink: #16191d; --quiet: #565d68; --rule: #dfe2e7; --paper: #fff; --raised: #f6f7f9;
-  --s0: #5f6672; --s1: #1f5fbf; --s2: #c2570c; --s3: #7a3fb0; --pass: #17724a; --fail: #b42c25;
+  --other: #b3bac4; --s0: #4b525d; --s1: #1f5fbf; --s2: #c2570c; --s3: #7a3fb0; --pass: #17724a; --fail: #b42c25;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --ink: #e6e8ec; --quiet: #a0a7b3; --rule: #333842; --paper: #14161a; --raised: #1c1f25;
-    --s0: #a5acb8; --s1: #76abf7; --s2: #f0a05a; --s3: #c39bea; --pass: #5fc491; --fail: #f0877d;
+    --other: #525a67; --s0: #c3c9d3; --s1: #76abf7; --s2: #f0a05a; --s3: #c39bea; --pass: #5fc491; --fail: #f0877d;
   }
 }
 @media print { :root { color-scheme: light; } }
@@ -23,7 +23,7 @@ body {
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }
 .page {
-  display: grid; grid-template-columns: minmax(0, 1fr); max-width: 76rem; margin: 0 auto; padding: 0 1.25rem 5rem;
+  display: grid; grid-template-columns: minmax(0, 1fr); max-width: 80rem; margin: 0 auto; padding: 0 1.25rem 5rem;
 }
 nav {
   position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--rule);
@@ -33,7 +33,7 @@ nav ol { list-style: none; display: flex; gap: 1.1rem; margin: 0; padding: 0; }
 nav a { color: var(--quiet); text-decoration: none; }
 nav a:hover, nav a:focus-visible { color: var(--s1); }
 @media (min-width: 1080px) {
-  .page { grid-template-columns: 11.5rem minmax(0, 1fr); column-gap: 3rem; }
+  .page { grid-template-columns: 11.5rem minmax(0, 1fr); column-gap: 2.4rem; }
   html { scroll-padding-top: 1.5rem; }
   nav {
     align-self: start; max-height: 100vh; margin: 0; padding: 2.6rem 0; border: 0; overflow: auto; white-space: normal;
@@ -60,7 +60,7 @@ TABLES = """
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .3rem 0; }
 caption { text-align: left; font-weight: 600; padding: .5rem 0 .1rem; }
 caption::first-letter { text-transform: uppercase; }
-th, td { padding: .34rem 1.1rem .34rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
+th, td { padding: .34rem .95rem .34rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
 th { font-weight: 500; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.word, thead th { white-space: nowrap; }
@@ -75,7 +75,7 @@ td.fail, b.fail { color: var(--fail); font-weight: 600; }
 .columns td { overflow-wrap: anywhere; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--quiet); overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem; margin: 1.4rem 0 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; margin: 1.4rem 0 0; }
 .card { background: var(--raised); border-radius: 8px; padding: 1rem 1.2rem; border-left: 4px solid var(--pass); min-width: 0; }
 .card.fail { border-color: var(--fail); }
 .card h2 { font-size: .84rem; font-weight: 500; color: var(--quiet); margin: 0; }
@@ -114,7 +114,7 @@ figcaption { font-size: .82rem; max-width: 46rem; margin-top: .3rem; }
 .s2 { --of: var(--s2); --dash: 3 2; }
 .s3 { --of: var(--s3); --dash: 1 2; }
 .ink { --of: var(--ink); }
-.other { --of: var(--quiet); }
+.other { --of: var(--other); }
 svg { display: block; max-width: 100%; height: auto; }
 @media screen and (max-width: 700px) { svg.wide { max-width: none; width: 42rem; } }
 svg text { font-size: 11.5px; fill: var(--quiet); font-variant-numeric: tabular-nums; }
@@ -122,7 +122,8 @@ svg text.strong { font-weight: 600; fill: var(--ink); }
 svg text.count { fill: var(--ink); }
 svg text.faint { font-size: 10px; }
 svg text.tiny { font-size: 9px; }
-svg text.delta { fill: var(--fail); font-weight: 600; }
+svg text.worse { fill: var(--fail); font-weight: 600; }
+svg text.better { fill: var(--pass); font-weight: 600; }
 line { stroke-width: 1.5; }
 line.pass, circle.pass { stroke: var(--pass); fill: var(--pass); }
 line.fail, circle.fail { stroke: var(--fail); fill: var(--fail); }
@@ -165,7 +166,10 @@ PAPER = """
   .scroll { overflow: visible; }
   svg, svg.wide { width: auto; max-width: 100%; }
   svg, tr, figure, .card, .flips li { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  .beside { break-inside: avoid; }
+  h2, h3, h2 + p, h3 + p, .legend { break-after: avoid; }
+  .flips { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .5rem; }
+  .flips img { max-width: 2.6cm; }
   .card, .flips li { border: 1px solid var(--rule); }
   .beside figure { flex: 0 1 8.4cm; }
   summary::after { content: " (in full in the file itself)"; }

@@ -52,7 +52,9 @@ def conditions(document: Document) -> Section:
         extra = {key: value for key, value in variant.items() if key not in KNOWN | IN_TABLE}
         if any(value not in (None, "", [], {}) for value in extra.values()):
             own[str(variant.get("name"))] = extra
-    content = markup.facts(_clipped(more)) + markup.details("by variant", markup.facts(_clipped(own)))
+    content = markup.facts(_clipped(markup.present(more))) + markup.details(
+        "by variant", markup.facts(_clipped(own))
+    )
     return Section("conditions", "How it was measured", content, (BENCH,))
 
 

@@ -120,10 +120,10 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten within [low, high], or its ends where there are none."""
+    """1, 2 and 5 times the powers of ten within [low, high]; within less than a decade round numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     inside = [f * 10.0**p for p in powers for f in (1, 2, 5) if low <= f * 10.0**p <= high]
-    return inside or sorted({low, high})
+    return inside if len(inside) > 3 else ticks(low, high)
 
 
 def axis(x: Scale, marks: Mapping[float, str], y: float, label: str) -> list[str]:

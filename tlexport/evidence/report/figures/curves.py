@@ -1,10 +1,9 @@
-"""Figures of answers held against the truth: training curves, ROC, reliability, scatter, quantiles, confusion."""
+"""Figures of answers held against the truth: training curves, ROC, reliability, scatter, lines over time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from tlexport.evidence.report.figures import axes
 from tlexport.evidence.report.figures.axes import Extent, Frame, Points
@@ -85,52 +84,3 @@ def lines(
     for name, points in series.items():
         frame.line(points, f"series {kinds[name]}", name)
     return frame.svg(up)
-
-
-def confusion(
-    counts: Sequence[Sequence[int]],
-    names: Sequence[str],
-    title: str,
-    before: Sequence[Sequence[int]] | None = None,
-) -> str:
-    """A square a pair: rows are the truth, columns the decision, darker is a larger share of the row.
-
-    counts: int [K][K]. With `before` a cell that differs from it says by how much.
-    """
-    side = max(24.0, min(74.0, 330.0 / len(names)))
-    left, top = 96.0, 40.0
-    width, height = int(left + side * len(names) + 12), top + side * len(names) + 58
-    size = "tiny" if side < 34 else ""
-    parts = [axes.text(left, 14, title, "start", "strong"), axes.text(left, 31, "decision →", "start")]
-    parts.append(axes.text(left - 8, 31, "truth ↓", "end"))
-    for i, row in enumerate(counts):
-        y, total = top + side * i, max(1, sum(row))
-        parts.append(axes.text(left - 8, y + side / 2 + 4, clipped(names[i], 14), "end", size))
-        parts.append(
-            _below(left + side * (i + 0.5), top + side * len(names) + 12, clipped(names[i], 9), size)
-        )
-        for j, count in enumerate(row):
-            x = left + side * j
-            change = 0 if before is None else count - before[i][j]
-            told = f"{names[i]} decided as {names[j]}: {count}" + (f" ({change:+d})" if change else "")
-            shade = f'fill-opacity="{0.06 + 0.5 * count / total if count else 0:.2f}"'
-            kind = "right" if i == j else "wrong"
-            rect = f'<rect class="cell {kind}{" changed" if change else ""}" x="{x:.1f}" y="{y:.1f}" '
-            rect += f'width="{side:.1f}" height="{side:.1f}" {shade}/>'
-            words = axes.text(
-                x + side / 2, y + side / 2 + (0 if change else 4), str(count), "middle", f"count {size}"
-            )
-            if change:
-                words += axes.text(x + side / 2, y + side / 2 + 12, f"{change:+d}", "middle", f"delta {size}")
-            parts.append(f"<g><title>{escape(told)}</title>{rect}{words if count or change else ''}</g>")
-    return axes.svg(height, parts, f"confusion matrix: {title}", width)
-
-
-def _below(x: float, y: float, words: str, size: str) -> str:
-    style = f' class="{size}"' if size else ""
-    turned = f'transform="rotate(35 {x:.1f} {y:.1f})"'
-    return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="start" {turned}>{escape(words)}</text>'
-
-
-def clipped(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

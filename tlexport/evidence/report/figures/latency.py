@@ -14,6 +14,7 @@ TALL = 34  # pixels of a row
 RIGHT = WIDTH - 30
 DRAWN = 1500  # marks a variant in a time line
 QUANTILES = (0.5, 0.9, 0.99)
+BEYOND = 10  # calls that are slower than a quantile that is drawn
 
 
 def histograms(samples: Mapping[str, Sequence[float]], kinds: Mapping[str, str]) -> str:
@@ -42,7 +43,7 @@ def histograms(samples: Mapping[str, Sequence[float]], kinds: Mapping[str, str])
         marks = "".join(
             axes.line(x(at), base - TALL + 8, x(at), base + 3, "median" if q == 0.5 else "quantile")
             for q in QUANTILES
-            if q == 0.5 or (1 - q) * len(values) >= 10
+            if q == 0.5 or round((1 - q) * len(values), 6) >= BEYOND
             for at in (values[min(len(values) - 1, math.ceil(q * len(values)) - 1)],)
         )
         title = f"{name}: {len(values)} calls, median {values[(len(values) - 1) // 2]:.4g} ms"

@@ -39,9 +39,10 @@ def dot_intervals(rows: Sequence[Mapping[str, object]], gate: float | None) -> s
 
 
 def front(points: Sequence[Mapping[str, object]], gate: float | None, across: str) -> str:
-    """One mark a candidate: time across, drop at worst upward, the area its size; those on the Pareto front are joined.
+    """One mark a candidate: time across, drop at worst upward, the area its size; those on the Pareto front are named.
 
-    points: name, time, drop_high, size_bytes (numbers or None), verdict, front (bool). `across` says what time is.
+    The line is the front of drop and time alone. `across` says what time is.
+    points: name, time, drop_high, size_bytes (numbers or None), verdict, front (bool).
     """
     drawn = [(p, v) for p in points if (v := axes.numbers(p, "time", "drop_high", "size_bytes")) and v[0] > 0]
     if not drawn:
@@ -57,9 +58,9 @@ def front(points: Sequence[Mapping[str, object]], gate: float | None, across: st
         parts.append(axes.text(64, down(value) + 4, f"{value:g}", "end"))
     if gate is not None:
         parts.append(axes.line(70, down(gate), right, down(gate), "gate"))
-    best = sorted((x(v[0]), down(v[1])) for p, v in drawn if p.get("front"))
-    if len(best) > 1:
-        path = " ".join(f"{across:.1f},{y:.1f}" for across, y in best)
+    joined = _staircase([(v[0], v[1]) for p, v in drawn if p.get("front")])
+    if len(joined) > 1:
+        path = " ".join(f"{x(time):.1f},{down(drop):.1f}" for time, drop in joined)
         parts.append(f'<polyline class="curve" fill="none" points="{path}"/>')
     taken: list[tuple[float, float]] = []
     for point, (time, drop, size) in sorted(drawn, key=lambda one: -one[1][2]):
@@ -83,6 +84,15 @@ def _mark(
         f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:.1f}" fill-opacity="0.45"/>'
     )
     return f"<g><title>{escape(title)}</title>{circle}</g>"
+
+
+def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the line below and left of which there is no point."""
+    corners: list[tuple[float, float]] = []
+    for time, drop in sorted(points):
+        if not corners or drop < corners[-1][1]:
+            corners += [*([(time, corners[-1][1])] if corners else []), (time, drop)]
+    return corners
 
 
 def _free(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> tuple[float, float]:
