@@ -25,6 +25,7 @@ ORDER = (
     "finetune",
     "startup",
     "memory",
+    "report",
 )
 ALIKE = ("chosen over", "INT8 ")  # what follows a network's name in goals that are told in one row
 RIVALS = ("onnxruntime", "nncf", "nncf-accuracy", "modelopt", "modelopt-max")

@@ -23,6 +23,7 @@ PROMISED = {
     "memory": {"peak", "timeline_mb", "build", "settings"},
     "accuracy": {"cases"},
     "quantize": {"cases"},
+    "report": {"cases"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 
@@ -36,6 +37,7 @@ def module(name: str) -> ModuleType:
 
 
 common = module("common")
+chromium = module("chromium")
 
 
 def run(name: str, folder: Path, *words: str) -> dict:
@@ -77,6 +79,16 @@ def test_finetune(tmp_path: Path):
     assert np.allclose(full["ratio"]["pairs"], expected, rtol=1e-2)
     assert document["probe"]["epochs"] == 10 and len(document["probe"]["ours_s"]) == 2
     assert len(document["goals"]) == 2
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "all is there")
+def test_report(tmp_path: Path):
+    document = run("report", tmp_path)
+    (case,) = document["cases"].values()
+    assert case["requests"] == case["console"] == 0 and case["drawings"] >= 8 and case["sections"] >= 10
+    assert len(case["seconds"]) == len(case["load_ms"]) == 3 and min(case["seconds"]) > 0
+    assert case["bytes"] < 5e6 and len(document["goals"]) == 3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class _Files:
                 f"{path} cannot be read ({error}); run: tlexport {stage} {self.run.path}"
             ) from error
         return np.asarray(found) if not mapped else found
+
+    def again(self, stage: str) -> str:
+        """What makes a stage's files anew; verify keeps no hash of its predictions, so it has to be told."""
+        first = "remove verify.json and " if stage == "verify" else ""
+        return f"{first}run: tlexport {stage} {self.run.path}"
 
     def _recorded(self, relative: str, stage: str) -> tuple[str, bool]:
         """By the stage that made it, itself or the folder that it stands in."""
@@ -160,8 +166,8 @@ def _samples(files: _Files, measured: BenchResult) -> tuple[dict[str, list[float
     try:
         with np.load(path, allow_pickle=False) as held:
             arrays = {name: np.asarray(held[name]) for name in held.files}
-    except (ValueError, EOFError, OSError, KeyError) as error:
-        raise RunError(f"{path} cannot be read ({error}); run: tlexport bench {files.run.path}") from error
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} cannot be read ({error}); {files.again('bench')}") from error
     times = {name: (a * 1e3).round(5).tolist() for name, a in arrays.items() if not name.startswith(STARTED)}
     began = {name.removeprefix(STARTED): a.tolist() for name, a in arrays.items() if name.startswith(STARTED)}
     return times, began
@@ -192,7 +198,7 @@ def _answers(
         if variant.max_abs_error is None or not (files.run / relative).is_file():
             continue
         outputs = files.array(relative, "verify")
-        _belongs(files.run / relative, outputs, reference, variant.max_abs_error)
+        _belongs(files, files.run / relative, outputs, reference, variant.max_abs_error)
         variants[variant.name] = outputs
     if not variants:
         return None, NO_ANSWERS
@@ -211,16 +217,13 @@ def _answers(
     return answers, ""
 
 
-def _belongs(path: Path, outputs: Array, reference: Array, error: float) -> None:
+def _belongs(files: _Files, path: Path, outputs: Array, reference: Array, error: float) -> None:
     """Raises RunError unless these are the outputs that verify judged: as many, and off by what it wrote."""
     if outputs.shape != reference.shape:
-        raise RunError(
-            f"{path} holds {list(outputs.shape)} outputs, the reference {list(reference.shape)}: it is not what verify judged; "
-            "remove verify.json and run: tlexport verify"
-        )
-    found = float(np.abs(outputs.astype(np.float64) - reference.astype(np.float64)).max())
-    if not np.isclose(found, error, rtol=1e-6, atol=0):
-        raise RunError(
-            f"{path} is off by {found:.6g} from the reference, verify wrote {error:.6g}: it is not what verify judged; "
-            "remove verify.json and run: tlexport verify"
-        )
+        wrong = f"holds outputs {list(outputs.shape)}, the reference {list(reference.shape)}"
+    else:
+        found = float(np.abs(outputs.astype(np.float64) - reference.astype(np.float64)).max())
+        if np.isclose(found, error, rtol=1e-6, atol=0):
+            return
+        wrong = f"is off by {found:.6g} from the reference, verify wrote {error:.6g}"
+    raise RunError(f"{path} {wrong}: it is not what verify judged; {files.again('verify')}")
