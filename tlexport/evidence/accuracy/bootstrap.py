@@ -37,6 +37,7 @@ class Interval(BaseModel):
     resamples: int  # those in which the metric was defined
     undefined: int  # those left out: a class was missing from them
     method: Literal["bca", "percentile", "constant"]  # constant: no resample differs, see `flip_bound`
+    p: float | None = None  # one-sided, of "the true drop is at the limit or beyond"; None without a limit
 
 
 def paired_bootstrap(
@@ -49,6 +50,7 @@ def paired_bootstrap(
     seed: int,
     sign: float = 1.0,
     groups: NDArray[Any] | None = None,
+    limit: float | None = None,
 ) -> Interval:
     """The interval of `sign * (reference - variant)`: positive means that the variant is worse.
 
@@ -56,6 +58,7 @@ def paired_bootstrap(
         where it is undefined. They must normalise by the weights' sum, which varies with groups' sizes.
     sign: 1 for a metric that is better when higher, -1 for one that is better when lower.
     groups: [n] any dtype that sorts. Samples of a group (a patient) are not independent: drawn together.
+    limit: in the drop's unit. The interval's `p` is then the half of its error at which `high` would be the limit.
 
     BCa (Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 14.3) with a jackknife over
     samples or groups, as long as that costs no more than the bootstrap itself and is defined; else the
@@ -66,7 +69,7 @@ def paired_bootstrap(
     Raises DataError if the metric is undefined on the whole sample or in more than a tenth of the resamples,
     or if there is only one group to draw from.
     """
-    members = _members(n, groups)
+    members = members_of(n, groups)
     units = int(members.max()) + 1
 
     def drop(weights: Floats) -> Floats:
@@ -77,7 +80,7 @@ def paired_bootstrap(
         raise DataError(
             f"the metric is undefined on the {n} test samples (is a class missing?); use a larger test split"
         )
-    drops = np.concatenate([drop(weights) for weights in _resampled(members, units, resamples, seed)])
+    drops = np.concatenate([drop(weights) for weights in resampled(members, resamples, seed)])
     defined = drops[np.isfinite(drops)]
     undefined = resamples - defined.size
     if undefined > MAX_UNDEFINED * resamples:
@@ -88,20 +91,28 @@ def paired_bootstrap(
     jackknife = None
     if units <= resamples:
         jackknife = np.concatenate([drop(weights) for weights in _left_out(members, units)])
-    low, high, method = _limits(defined, estimate, jackknife, confidence)
+    constant = bool(np.abs(defined - estimate).max() <= ROUNDING)
+    tail = (1 - confidence) / 2
+    correction = None if jackknife is None or constant else _correction(defined, estimate, jackknife, tail)
+    levels = _levels(*(correction or (0.0, 0.0)), tail)
+    low, high = (estimate, estimate) if constant else np.quantile(defined, levels)
     return Interval(
         estimate=estimate,
-        low=low,
-        high=high,
+        low=float(low),
+        high=float(high),
         confidence=confidence,
         resamples=defined.size,
         undefined=undefined,
-        method=method,
+        method="constant" if constant else "bca" if correction else "percentile",
+        p=None if limit is None else _p_value(defined, estimate, limit, correction, constant),
     )
 
 
-def _members(n: int, groups: NDArray[Any] | None) -> NDArray[np.intp]:
-    """[n] index of the unit (sample or group) that each sample is drawn with."""
+def members_of(n: int, groups: NDArray[Any] | None) -> NDArray[np.intp]:
+    """[n] index of the unit (sample or group) that each sample is drawn with.
+
+    Raises DataError if there is only one unit to draw from.
+    """
     if groups is None:
         members = np.arange(n)
     elif groups.shape == (n,):
@@ -116,8 +127,9 @@ def _members(n: int, groups: NDArray[Any] | None) -> NDArray[np.intp]:
     return members
 
 
-def _resampled(members: NDArray[np.intp], units: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Bootstrap weights [B, n], a chunk at a time; the same for any chunk size."""
+def resampled(members: NDArray[np.intp], resamples: int, seed: int) -> Iterator[Floats]:
+    """Bootstrap weights [B, n], a chunk at a time; the same for any chunk size. members: see `members_of`."""
+    units = int(members.max()) + 1
     rng = np.random.default_rng(seed)
     for start, stop in _chunks(resamples, len(members)):
         rows = stop - start
@@ -138,33 +150,49 @@ def _chunks(rows: int, n: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, rows)
 
 
-def _limits(
-    drops: Floats, estimate: float, jackknife: Floats | None, confidence: float
-) -> tuple[float, float, Literal["bca", "percentile", "constant"]]:
-    """The interval's ends and how they were found."""
-    if np.abs(drops - estimate).max() <= ROUNDING:
-        return estimate, estimate, "constant"
-    tail = (1 - confidence) / 2
-    levels = None if jackknife is None else _bca_levels(drops, estimate, jackknife, tail)
-    low, high = np.quantile(drops, levels or (tail, 1 - tail))
-    return float(low), float(high), "bca" if levels else "percentile"
-
-
-def _bca_levels(drops: Floats, estimate: float, jackknife: Floats, tail: float) -> tuple[float, float] | None:
-    """The bootstrap distribution's levels to read; None where the correction is undefined."""
-    normal = NormalDist()
-    below, tied = np.mean(drops < estimate - ROUNDING), np.mean(np.abs(drops - estimate) <= ROUNDING)
-    middle = float(below + tied / 2)
+def _correction(drops: Floats, estimate: float, jackknife: Floats, tail: float) -> tuple[float, float] | None:
+    """BCa's bias z0 and acceleration a; None where they are undefined or the levels they give would be."""
+    middle = _share_below(drops, estimate)
     deviations = jackknife.mean() - jackknife
     spread = np.sum(deviations**2)
     if not 0 < middle < 1 or not spread > 0:
         return None
-    bias = normal.inv_cdf(middle)
-    acceleration = np.sum(deviations**3) / (6 * spread**1.5)
+    bias = NormalDist().inv_cdf(middle)
+    acceleration = float(np.sum(deviations**3) / (6 * spread**1.5))
+    ends = bias + NormalDist().inv_cdf(tail), bias + NormalDist().inv_cdf(1 - tail)
+    return None if min(1 - acceleration * end for end in ends) <= 0 else (bias, acceleration)
+
+
+def _levels(bias: float, acceleration: float, tail: float) -> tuple[float, float]:
+    """The bootstrap distribution's levels to read; tail and 1 - tail where bias and acceleration are 0."""
+    normal = NormalDist()
     low, high = bias + normal.inv_cdf(tail), bias + normal.inv_cdf(1 - tail)
-    if min(1 - acceleration * low, 1 - acceleration * high) <= 0:
-        return None
     return (
         normal.cdf(bias + low / (1 - acceleration * low)),
         normal.cdf(bias + high / (1 - acceleration * high)),
     )
+
+
+def _p_value(
+    drops: Floats, estimate: float, limit: float, correction: tuple[float, float] | None, constant: bool
+) -> float:
+    """The tail at which the interval's upper end is the limit.
+
+    That end is read at the level Phi(z0 + y / (1 - a y)) with y = z0 + Phi^-1(1 - p) (`_levels`). Where this is
+    G(limit), G the bootstrap distribution, w = Phi^-1(G(limit)) - z0 is y / (1 - a y), so y = w / (1 + a w) and
+    p = 1 - Phi(y - z0). Resamples tell no p below one in their number.
+    """
+    if constant:
+        return 1.0 if estimate >= limit - ROUNDING else 0.0
+    normal, smallest = NormalDist(), 1 / (len(drops) + 1)
+    bias, acceleration = correction or (0.0, 0.0)
+    w = normal.inv_cdf(min(max(_share_below(drops, limit), smallest), 1 - smallest)) - bias
+    if 1 + acceleration * w <= 0:  # y has run to infinity, on the side that w is on
+        return smallest if w > 0 else 1.0
+    return max(smallest, normal.cdf(bias - w / (1 + acceleration * w)))
+
+
+def _share_below(drops: Floats, value: float) -> float:
+    """Share of the resamples below the value, those at it counted half."""
+    below, tied = np.mean(drops < value - ROUNDING), np.mean(np.abs(drops - value) <= ROUNDING)
+    return float(below + tied / 2)

@@ -103,7 +103,13 @@ class Comparison:
             seed=self.rule.seed,
             sign=self.rule.sign,
             groups=self.groups,
+            limit=self.limit,
         )
+
+    def part(self, mask: NDArray[np.bool_]) -> Comparison:
+        """The comparison on some of the samples: mask bool [n]."""
+        groups = None if self.groups is None else self.groups[mask]
+        return Comparison(self.rule, self.labels[mask], self.outputs[mask], groups)
 
     def within(self, drop: bootstrap.Interval) -> bool:
         """Non-inferiority: the interval's unfavourable end is within the limit.
