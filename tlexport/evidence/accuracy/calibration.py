@@ -43,10 +43,9 @@ def debiased_ece(confidence: Floats, right: Flags, bins: int = BINS) -> float:
     reads 0.010 (plug-in 0.041), of 0.05 0.041 (0.060), of 0.1 0.093 (0.101). Never below 0.
     """
     which, count = _equal_mass(confidence, bins)
-    totals = [
-        np.bincount(which, weights=w, minlength=count) for w in (np.ones(len(right)), right, confidence)
-    ]
-    return max(0.0, float(_debiased(*(total[None] for total in totals), noise=1.0)[0]))
+    columns = (1.0, right[:, None], confidence[:, None])
+    sums = [_by_bin(which[:, None], values, count).sum(axis=0)[None] for values in columns]
+    return max(0.0, float(_debiased(*sums, noise=1.0)[0]))
 
 
 def reliability(
