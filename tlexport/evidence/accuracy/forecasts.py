@@ -28,7 +28,9 @@ def diebold_mariano(
     Diebold and Mariano 1995, J. Business and Economic Statistics 13(3), with the long-run variance of Newey and West
     1987 (Bartlett weights, lags max(horizon - 1, T^(1/3))), the factor of Harvey, Leybourne and Newbold 1997, Int.
     J. Forecasting 13(2), eq. 9, and Student's t with T - 1 degrees of freedom. Two-sided.
-    Where forecasts overlap, Bartlett's weights take the variance too small: see the test for what is left of it.
+    Bartlett's weights take the variance of overlapping forecasts too small. Simulated without a difference, at 5%: p is
+    below 0.05 in 7 to 9% of cases up to a horizon of 5, in 11 to 13% at 10 and 22 (250 to 500 periods), where a plain
+    t-test has 27 to 70%. So read a p just below the level as undecided.
     Raises DataError if there are not more periods than the horizon, or they differ by one and the same amount.
     """
     from scipy.stats import t as student
