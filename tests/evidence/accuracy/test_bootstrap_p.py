@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -88,3 +89,22 @@ def test_few_flips_leave_the_limit_undecided_where_the_exact_test_does() -> None
     plain = interval(drops, limit=0.02, resamples=299)  # fewer than samples: no jackknife
     assert found.method == "bca" and plain.method == "percentile"
     assert plain.p < found.p < exact and math.isclose(exact, 0.06, abs_tol=0.003)
+
+
+@pytest.mark.parametrize("n", [300, 1000, 1500])
+def test_more_flips_are_never_more_sure_and_p_agrees_with_the_interval(n: int) -> None:
+    """Harmful flips of n against 0.01. Where many resamples are at the limit itself, `high` is it for a range of p."""
+    p = []
+    for count in range(1, 20):
+        found = interval((np.arange(n) < count).astype(float), limit=0.01)
+        p.append(found.p)
+        if abs(found.high - 0.01) > 0.5 / n:
+            assert (found.p <= 0.025) == (found.high < 0.01)
+    # Near the floor two neighbours differ by what one resample in a thousand makes of them.
+    assert all(later >= earlier - 0.005 for earlier, later in itertools.pairwise(p))
+    assert p[-1] > 0.5
+
+
+def test_few_flips_beyond_the_reach_of_all_resamples_are_sure() -> None:
+    """One in a thousand against 0.01: no resample has ten of it. P(Bin(1000, 0.01) <= 1) = 0.05%."""
+    assert interval((np.arange(1000) < 1).astype(float), limit=0.01).p == 1 / (RESAMPLES + 1)

@@ -6,6 +6,7 @@ that of the difference, which is far smaller than either metric's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import Any, Literal
@@ -186,10 +187,15 @@ def _p_value(
         return 1.0 if estimate >= limit - ROUNDING else 0.0
     normal, smallest = NormalDist(), 1 / (len(drops) + 1)
     bias, acceleration = correction or (0.0, 0.0)
-    w = normal.inv_cdf(min(max(_share_below(drops, limit), smallest), 1 - smallest)) - bias
+    share = _share_below(drops, limit)
+    w = normal.inv_cdf(share) - bias if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
     if 1 + acceleration * w <= 0:  # y has run to infinity, on the side that w is on
-        return smallest if w > 0 else 1.0
-    return max(smallest, normal.cdf(bias - w / (1 + acceleration * w)))
+        y = math.copysign(math.inf, w)
+    elif math.isinf(w):
+        y = 1 / acceleration if acceleration else w
+    else:
+        y = w / (1 + acceleration * w)
+    return max(smallest, normal.cdf(bias - y))
 
 
 def _share_below(drops: Floats, value: float) -> float:
