@@ -92,29 +92,16 @@ def drift(
     for both and for all resamples. A resample's gap carries the noise of the sample and its own, so twice the variance is
     taken out. An ECE is cut at 0, its drift is not: where both are about 0 the drift still has a spread.
     """
-    edges: Floats | None = None
-    columns = []
-    for outputs in (reference, variant):
-        sure, right, known = decided(labels, outputs, task)
-        if edges is None:
-            edges = _edges(sure[known], bins)
-        which = np.where(known, np.searchsorted(edges, sure, side="right"), len(edges) + 1)
-        for values in (1.0, right, sure):
-            columns.append(_by_bin(which, values, len(edges) + 1))
-        columns.append(np.where(known, _squares(labels, outputs, task), 0.0).sum(axis=1)[:, None])
-    table = np.hstack([*columns, known.sum(axis=1)[:, None]])
-    width = (table.shape[1] - 1) // 2
+    sure, _, known = decided(labels, reference, task)
+    edges = _edges(sure[known], bins)
+    tables = [_table(labels, outputs, task, edges) for outputs in (reference, variant)]
+    decisions = known.sum(axis=1)
 
     def of(weights: Floats, noise: float) -> tuple[Floats, Floats]:
         """ECE and Brier [2, B] of both, from weights [B, n]."""
-        sums = weights @ table
-        cells = sums[:, -1]
-        both = sums[:, :width], sums[:, width : 2 * width]
-        parts = [np.split(side[:, :-1], 3, axis=1) for side in both]
-        return (
-            np.array([_debiased(*part, noise=noise) for part in parts]),
-            np.array([side[:, -1] / cells for side in both]),
-        )
+        sums = [weights @ table for table in tables]
+        ece = [_debiased(*np.split(each[:, 1:], 3, axis=1), noise=noise) for each in sums]
+        return np.array(ece), np.array([each[:, 0] for each in sums]) / (weights @ decisions)
 
     ece, brier = of(np.ones((1, len(labels))), 1.0)
     drawn = [of(w, 2.0) for w in resampled(members_of(len(labels), groups), resamples, seed)]
@@ -142,6 +129,15 @@ def decided(labels: NDArray[Any], outputs: Floats, task: str) -> tuple[Floats, F
         return np.maximum(p, 1 - p), (p >= 0.5) == (labels > 0), labels >= 0
     right = (p.argmax(axis=1) == labels)[:, None]
     return p.max(axis=1)[:, None], right, np.ones(right.shape, bool)
+
+
+def _table(labels: NDArray[Any], outputs: Floats, task: str, edges: Floats) -> Floats:
+    """[n, 1 + 3 bins] a sample's squared errors, then by bin its measured decisions, the right ones, and their confidence."""
+    sure, right, known = decided(labels, outputs, task)
+    bins = len(edges) + 1
+    which = np.where(known, np.searchsorted(edges, sure, side="right"), bins)
+    squares = np.where(known, _squares(labels, outputs, task), 0.0).sum(axis=1)
+    return np.hstack([squares[:, None], *(_by_bin(which, values, bins) for values in (1.0, right, sure))])
 
 
 def _squares(labels: NDArray[Any], outputs: Floats, task: str) -> Floats:
