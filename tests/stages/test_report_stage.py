@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_without_the_cache_the_page_says_what_is_missing(run_copy: Run) -> None:
     for path in (run_copy / "cache/predictions").glob("*.npy"):
         path.unlink()
     text = made(run_copy)
-    assert report.NO_ANSWERS in text and 'id="latency"' in text and 'id="confusion"' not in text
+    assert html.escape(report.NO_ANSWERS) in text and 'id="latency"' in text and 'id="confusion"' not in text
 
 
 def test_images_of_flips_are_shown_unless_the_recipe_keeps_them(run_copy: Run) -> None:

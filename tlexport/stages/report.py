@@ -19,6 +19,7 @@ from tlexport.recipe import Recipe
 from tlexport.results import (
     BaselinesResult,
     BenchResult,
+    Decision,
     FinetuneResult,
     QuantizeResult,
     ReportResult,
@@ -209,12 +210,20 @@ def _answers(
         labels=labels,
         reference=reference,
         variants=variants,
-        thresholds=verified.decision.thresholds if verified.decision else None,
+        decision=_decision(verified, tuned),
         times=files.array("reference/times.npy", "finetune") if times.is_file() else None,
         inputs=files.array("reference/inputs.npy", "finetune", mapped=True) if _shown(recipe)[0] else None,
         preprocessing=describe_checkpoint(files.run / "checkpoint").extra.get("preprocessing", {}),
     )
     return answers, ""
+
+
+def _decision(verified: VerifyResult, tuned: FinetuneResult) -> Decision | None:
+    """What verify wrote; earlier versions wrote none and decided for the most probable class, or for labels from 0.5."""
+    if tuned.task == "regression" or verified.decision is not None:
+        return verified.decision
+    half = (0.5,) * len(tuned.classes) if tuned.task == "multilabel" else None
+    return Decision(rule="the most probable class" if half is None else "0.5", thresholds=half)
 
 
 def _belongs(files: _Files, path: Path, outputs: Array, reference: Array, error: float) -> None:

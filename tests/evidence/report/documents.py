@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tlexport.evidence.report.document import Answers, Document, Source
+from tlexport.results import Decision
 
 PASSING = {
     "name": "openvino-int8-cpu", "backend": "openvino", "target": "cpu", "precision": "int8", "metric": 0.9571,
@@ -147,6 +148,7 @@ def answers(classes: tuple[str, ...], task: str, n: int = 200) -> Answers:
         labels=labels,
         reference=_softmax(scores),
         variants={"openvino-int8-cpu": _softmax(scores + 0.2 * rng.normal(size=scores.shape))},
+        decision=Decision(rule="the most probable class", thresholds=None),
         inputs=rng.integers(256, size=(n, 1, 16, 16)).astype(np.uint8),
     )
 

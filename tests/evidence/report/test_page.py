@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import COMPILED, FAILING, PASSING, answers, document, forecasts
+from documents import COMPILED, FAILING, PASSING, document, forecasts
 
 from tlexport.evidence.report.document import Document, Source
 from tlexport.evidence.report.page import render, sections
+from tlexport.results import Decision
 
 VOID = {"meta", "br", "img", "circle", "line", "rect", "path"}
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>' onload='x"
@@ -156,11 +157,15 @@ def test_a_target_without_a_passing_variant_says_that_nothing_may_be_shipped() -
     assert list(made.compared) == ["openvino-int8-cpu"]  # the least bad is drawn
 
 
-def test_a_probability_at_the_threshold_is_decided_for() -> None:
-    found = dataclasses.replace(answers(("a", "b"), "binary", 2), thresholds=(0.25,))
-    made = np.array([[0.75, 0.25], [0.76, 0.24]])
-    assert found.decided(made).tolist() == [1, 0]
-    assert dataclasses.replace(found, thresholds=None).decided(made).tolist() == [0, 0]
+def test_decisions_are_made_at_the_operating_threshold() -> None:
+    """At a threshold that nothing reaches all are decided for class 0, so that no decision flips."""
+    base = document()
+    never = dataclasses.replace(base.answers, decision=Decision(rule="never", thresholds=(1.1,)))
+    assert "test sample" in section(base, "flips")
+    content = section(dataclasses.replace(base, answers=never), "flips")
+    assert "test sample" not in content
+    squares = section(dataclasses.replace(base, answers=never), "confusion")
+    assert squares.count(" decided as pneumonia: 0") == 4  # both truths, before and after
 
 
 def test_harmful_flips_come_first_then_those_that_moved_furthest() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+from tlexport.evidence.accuracy import operating
+from tlexport.results import Decision
 
 Array = NDArray[Any]
 COMPARED = 3  # variants that are drawn beside the reference
@@ -28,7 +30,7 @@ class Answers:
     """Labels of the test split, and what the reference and the variants answered; shapes as in scores.py.
 
     times datetime64 [n] or None; inputs as the graph takes them, [n, ...], or None where they must not be shown.
-    thresholds: a label is decided for at this probability or above; None: the most probable class.
+    decision: how decisions are made of outputs; None in a regression.
     """
 
     task: str
@@ -36,19 +38,15 @@ class Answers:
     labels: Array
     reference: Array
     variants: Mapping[str, Array]
-    thresholds: tuple[float, ...] | None = None
+    decision: Decision | None = None
     times: Array | None = None
     inputs: Array | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def decided(self, outputs: Array) -> Array:
         """int64 [n] of classes, or 0/1 [n, K] (multilabel)."""
-        if self.task == "multilabel":
-            limits = np.asarray(self.thresholds if self.thresholds is not None else 0.5)
-            return np.asarray(outputs >= limits).astype(np.int64)
-        if self.task == "binary" and self.thresholds is not None:
-            return np.asarray(outputs[:, 1] >= self.thresholds[0]).astype(np.int64)
-        return np.asarray(np.argmax(outputs, axis=1), np.int64)
+        assert self.decision is not None
+        return operating.decide(outputs, self.task, self.decision)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tlexport.evidence.report.markup import Cell, Section
 
 PIXELS = 160  # longest side of a thumbnail
 FEATURES = 8  # of a table's row that are shown
+MOST_LIMITS = 8  # thresholds that are written out
 CHANGED = {True: ("fail", "harmful"), False: ("quiet", "harmless")}
 
 
@@ -51,9 +52,10 @@ def _rule(document: Document) -> str:
     if not decision:
         return ""
     limits = decision.get("thresholds")
-    told = f"A decision: {decision.get('rule')}"
-    told += f", at {markup.text(limits)}" if limits and len(limits) < 9 else ""
-    told += f", chosen on {decision['samples']} validation samples" if decision.get("samples") else ""
+    told = f"Operating point: {decision.get('rule')}"
+    said = not limits or len(limits) > MOST_LIMITS or markup.text(limits) == decision.get("rule")
+    told += "" if said else f"; threshold {markup.text(limits)}"
+    told += f"; chosen on {decision['samples']} validation samples" if decision.get("samples") else ""
     return markup.paragraph(told + ".")
 
 
