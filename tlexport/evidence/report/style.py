@@ -28,6 +28,7 @@ body {
 nav {
   position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--rule);
   margin: 0 -1.25rem; padding: .55rem 1.25rem; overflow-x: auto; white-space: nowrap; font-size: .84rem;
+  scrollbar-width: none;
 }
 nav ol { list-style: none; display: flex; gap: 1.1rem; margin: 0; padding: 0; }
 nav a { color: var(--quiet); text-decoration: none; }
@@ -56,7 +57,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 """
 
 TABLES = """
-.scroll { overflow-x: auto; max-width: 100%; }
+.scroll { overflow-x: auto; max-width: 100%; scrollbar-width: thin; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .3rem 0; }
 caption { text-align: left; font-weight: 600; padding: .5rem 0 .1rem; }
 caption::first-letter { text-transform: uppercase; }
@@ -167,6 +168,7 @@ PAPER = """
   svg, svg.wide { width: auto; max-width: 100%; }
   svg, tr, figure, .card, .flips li { break-inside: avoid; }
   .beside { break-inside: avoid; }
+  p, figcaption { orphans: 3; widows: 3; }
   h2, h3, h2 + p, h3 + p, .legend { break-after: avoid; }
   .flips { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .5rem; }
   .flips img { max-width: 2.6cm; }

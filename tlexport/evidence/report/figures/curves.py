@@ -9,6 +9,7 @@ from tlexport.evidence.report.figures import axes
 from tlexport.evidence.report.figures.axes import Extent, Frame, Points
 
 UNIT = Extent(0.0, 1.0)
+FEW = 250  # points of a scatter that do not hide each other
 
 
 def curve(points: Sequence[tuple[float, float | None]], title: str) -> str:
@@ -55,14 +56,17 @@ def reliability(bins: Sequence[Mapping[str, float]], kind: str, title: str) -> s
 
 
 def scatter(points: Points, kind: str, *, across: str, up: str, label: str) -> str:
-    """A dot a sample on equal axes with the diagonal; logarithmic where all are positive and span three decades."""
+    """A dot a point on equal axes with the diagonal; logarithmic where all are positive and span three decades.
+
+    Many points are drawn faintly, so that their density shows.
+    """
     every = [value for point in points for value in point]
     positive = bool(every) and min(every) > 0 and max(every) > 1e3 * min(every)
     extent = Extent.of(every, log=positive)
     if extent is None:
         return ""
     frame = Frame(extent, extent, across=across, up=up, size=(axes.PANEL, 340))
-    frame.dots(points, f"faint {kind}")
+    frame.dots(points, f"faint {kind}" if len(points) > FEW else kind)
     frame.segment((extent.low, extent.low), (extent.high, extent.high), "guide")
     return frame.svg(label)
 
