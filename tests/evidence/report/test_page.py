@@ -244,6 +244,7 @@ def test_labels_of_a_multilabel_task_are_counted_where_they_were_measured() -> N
     held = dataclasses.replace(
         base.answers,
         task="multilabel",
+        decision=Decision(rule="0.5", thresholds=(0.5, 0.5)),
         labels=labels,
         reference=made,
         variants={"openvino-int8-cpu": made},
