@@ -1,7 +1,8 @@
 """How large the report of a full image run is, and how long Chromium takes to open it.
 
 Runs are fine-tuned and built through the real command line from real data in --data; with --work they are kept. That takes 20 to
-40 minutes on two cores, the pages themselves a minute. Each page is opened from its file ten times with an empty cache, and every request that the browser makes is counted.
+40 minutes on two cores, the pages themselves one. Each page is opened from its file ten times with an empty cache, and every
+request that the browser makes is counted.
 Result: `cases` {name: {recipe, bytes, sections, images, drawings, requests, console, seconds [...], load_ms [...],
 median {ratio, low, high}}}. `seconds`: from the call to the load event as the driver sees it; the median's interval is the
 order statistics' at 95%.
