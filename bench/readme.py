@@ -27,6 +27,7 @@ ORDER = (
     "memory",
     "open_loop",
     "gate",
+    "report",
 )
 ALIKE = (
     "chosen over",

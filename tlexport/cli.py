@@ -714,6 +714,34 @@ def package(
     )
 
 
+@app.command(epilog="Example: tlexport report runs/cxr --out cxr.html")
+def report(
+    run: RunPath,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="HTML file; default report.html in the run.", show_default=False),
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write what was asked, built, chosen and measured as one HTML file that needs no network and no script.
+
+    Whether it shows test samples is the recipe's report.images; every section names the files that it was read from.
+    """
+    opened, recipe = _open(run, None)
+    from tlexport.stages import report as stage
+
+    with opened.lock():
+        result = stage.run(opened, recipe, _progress(), out=out)
+    rows = {
+        "report": result.path,
+        "size": f"{result.bytes / 1e6:.2f} MB",
+        "sections": ", ".join(result.sections),
+    }
+    _show(result, _pairs(rows))
+
+
 @app.command(epilog="Example: tlexport inspect bundles/cxr")
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle or a run.", show_default=False)],

@@ -460,6 +460,17 @@ class Golden(Section):
     source: Literal["test", "synthetic"] = "test"
 
 
+class Report(Section):
+    """What the report may show of the test data. It travels with the bundle."""
+
+    images: Literal["auto"] | bool = Field(
+        "auto",
+        description="test samples whose decision changed, as images or rows: copies of test data; auto: unless golden.source "
+        "is synthetic",
+    )
+    flips: int = Field(12, ge=0, le=24, description="changed decisions that are shown, the worst first")
+
+
 class Recipe(Section):
     """All that is asked of one model's life."""
 
@@ -490,6 +501,7 @@ class Recipe(Section):
     bench: Bench = Bench()
     decision: Decision = Decision()
     golden: Golden = Golden()
+    report: Report = Report()
 
     @field_validator("targets")
     @classmethod

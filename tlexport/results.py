@@ -540,6 +540,14 @@ class PackageResult(Result):
     size_bytes: int
 
 
+class ReportResult(Result):
+    run: str
+    path: str = Field(description="the HTML file")
+    bytes: int
+    sections: tuple[str, ...] = Field(description="headings of what the run has something to show for")
+    sources: dict[str, str] = Field(description="file of the run that the page rests on -> its SHA-256")
+
+
 class BuildResult(Result):
     run: str
     bundle: str | None
@@ -623,6 +631,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "bench-bundle": MeasureResult,
     "gate": GateResult,
     "package": PackageResult,
+    "report": ReportResult,
     "build": BuildResult,
     "predict": PredictResult,
     "doctor": DoctorResult,

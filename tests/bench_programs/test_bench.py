@@ -26,6 +26,7 @@ PROMISED = {
     "gpu": {"device", "target", "settings", "cells", "groups", "left"},
     "open_loop": {"stall", "overhead", "bound", "watch"},
     "gate": {"accuracy", "latency", "sessions", "measured"},
+    "report": {"cases"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
 }
 
@@ -39,6 +40,7 @@ def module(name: str) -> ModuleType:
 
 
 common = module("common")
+chromium = module("chromium")
 
 
 def run(name: str, folder: Path, *words: str) -> dict:
@@ -91,6 +93,16 @@ def test_finetune(tmp_path: Path):
     assert np.allclose(full["ratio"]["pairs"], expected, rtol=1e-2)
     assert document["probe"]["epochs"] == 10 and len(document["probe"]["ours_s"]) == 2
     assert len(document["goals"]) == 2
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "all is there")
+def test_report(tmp_path: Path):
+    document = run("report", tmp_path)
+    (case,) = document["cases"].values()
+    assert case["requests"] == case["console"] == 0 and case["drawings"] >= 8 and case["sections"] >= 10
+    assert len(case["seconds"]) == len(case["load_ms"]) == 3 and min(case["seconds"]) > 0
+    assert case["bytes"] < 5e6 and len(document["goals"]) == 3
 
 
 @pytest.mark.slow

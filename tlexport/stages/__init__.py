@@ -56,7 +56,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
         stage.run(run, recipe, progress)
         seconds[name] = round(time.monotonic() - started, 2)
     measured = bench.load(run)
-    html = report.run(run, recipe, progress)
+    html = report.run(run, recipe, progress).path
     started = time.monotonic()
     packaged, failed = None, {}
     try:
@@ -67,7 +67,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
     return BuildResult(
         run=str(run.path),
         bundle=packaged.bundle if packaged else None,
-        report=str(html),
+        report=html,
         chosen=packaged.chosen if packaged else {},
         reasons=packaged.reasons if packaged else {},
         losers=packaged.losers if packaged else {},

@@ -73,7 +73,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
     for note in result.notes:
         progress.say(f"bench: {note}")
     with replacing(run / RAW) as beside, beside.open("wb") as handle:
-        np.savez(handle, allow_pickle=False, **raw)
+        started = {f"started/{name}": times for name, times in raw.started.items()}
+        np.savez(handle, allow_pickle=False, **raw, **started)
     write_json(run / "bench.json", result.model_dump(mode="json"))
     record.finish(result, outputs=[run / "bench.json", run / RAW])
     return result

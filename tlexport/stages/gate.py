@@ -13,7 +13,7 @@ from tlexport.backends import isolation
 from tlexport.errors import GateError, LatencyGateError, UndecidedError
 from tlexport.evidence import machine
 from tlexport.evidence.gate import outputs, rule, sessions, store
-from tlexport.evidence.report import figures
+from tlexport.evidence.report.figures import history
 from tlexport.progress import Progress
 from tlexport.results import GateResult, GateVerdict
 from tlexport.run import versions, write_text
@@ -180,7 +180,7 @@ def write_history(build: sessions.Build, file: Path, out: Path) -> None:
     ]
     write_text(
         out,
-        figures.standalone(figures.timeline(points, "ms", f"{_subject(build)}: median latency by recording")),
+        history.standalone(history.timeline(points, "ms", f"{_subject(build)}: median latency by recording")),
     )
 
 
