@@ -67,7 +67,8 @@ def test_wrong_usage(tlx: Cli, arguments: list[str]) -> None:
 
 def test_schemas_are_listed_and_an_unknown_one_is_an_error(tlx: Cli) -> None:
     names = tlx("schema").out.split()
-    assert {*COMMANDS, "recipes", "recipe", "bundle", "gate", "error"} - {"schema"} == set(names)
+    extra = {"recipes", "recipe", "bundle", "bench-bundle", "gate", "verify-bundle", "error"}
+    assert {*COMMANDS, *extra} - {"schema"} == set(names)
     assert tlx("schema", "--json").json == {"schemas": names}
     for name in names:
         jsonschema.Draft202012Validator.check_schema(tlx("schema", name).json)

@@ -219,7 +219,7 @@ def test_files_changed_since_they_were_judged_are_not_packaged(
 
 def test_a_forged_verdict_is_not_packaged(run_copy: Run, tmp_path: Path, tlx: Cli) -> None:
     """bench.json says whatever an editor says; the record of the run says what was measured."""
-    assert tlx("bench", run_copy.path, "gates.max_p50_ms=1e-6").code == 10
+    assert tlx("bench", run_copy.path, "gates.max_p50_ms=1e-6").code == 13
     document = json.loads((run_copy / "bench.json").read_text())
     for variant in document["variants"]:
         variant["verdict"] = "pass" if variant["verdict"] == "fail" else variant["verdict"]

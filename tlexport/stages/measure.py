@@ -27,7 +27,7 @@ from tlexport.graph import inspect, trace
 from tlexport.progress import Progress
 from tlexport.results import BenchResult, MeasureResult, Variant
 from tlexport.run import Run, read_json, replacing, write_json
-from tlexport.timings import CurvePoint, LargestRate, OpenLoop, Percentile
+from tlexport.timings import CurvePoint, LargestRate, Memory, OpenLoop, Percentile, Watch
 
 POINT_S = 1.0  # of one point of the curve
 PARTS_CALLS = 50
@@ -142,53 +142,77 @@ def run(subject: Subject, ask: Ask, progress: Progress) -> MeasureResult:
     with ExitStack() as stack:
         runners = [stack.enter_context(subject.load(threads)) for _ in range(ask.concurrency)]
         with Watcher() as watcher:
-            found = _Measured(subject, ask, runners, progress, watcher)
-            closed = found.closed()
-            parts = found.parts()
-            curve = found.curve()
-            served = found.open()
-            largest = found.largest(closed) if ask.max_p99_ms is not None and ask.rate is None else None
-    latency = closed_loop.summary(closed["it"])
-    opened = open_loop.summary(served, ask.arrivals, ask.rate) if served and ask.rate else None
+            asked = _Asked(subject, ask, runners, progress, watcher)
+            closed = asked.closed()
+            found = _Found(
+                provider=runners[0].provider,
+                threads=threads,
+                memory=memory,
+                closed=closed,
+                parts=asked.parts(),
+                curve=asked.curve(),
+                served=asked.open(),
+                largest=asked.largest(closed),
+            )
+    result = _result(subject, ask, found, watcher.record())
+    if ask.out:
+        _write(ask.out, result, closed, found.served)
+    return result
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was measured; None where it was not asked for or cannot be told."""
+
+    provider: str
+    threads: int
+    memory: Memory
+    closed: closed_loop.Timed
+    parts: dict[str, float] | None
+    curve: tuple[CurvePoint, ...]
+    served: open_loop.Served | None
+    largest: LargestRate | None
+
+
+def _result(subject: Subject, ask: Ask, found: _Found, watch: Watch) -> MeasureResult:
+    latency = closed_loop.summary(found.closed["it"])
+    opened = open_loop.summary(found.served, ask.arrivals, ask.rate) if found.served and ask.rate else None
     limit = ask.max_p99_ms if ask.max_p99_ms is not None else subject.max_p99_ms
-    verdict, reason = _verdict(limit, latency.p99, served, ask, largest)
-    watch = watcher.record()
-    by_batch = {point.batch: point.items_per_s for point in curve if point.concurrency == 1}
-    by_worker = {point.concurrency: point.items_per_s for point in curve if point.batch == min(ask.batches)}
-    result = MeasureResult(
+    verdict, reason = _verdict(limit, latency.p99, ask, found)
+    alone = {point.batch: point.items_per_s for point in found.curve if point.concurrency == 1}
+    smallest = min(alone, default=1)
+    workers = {point.concurrency: point.items_per_s for point in found.curve if point.batch == smallest}
+    return MeasureResult(
         path=str(subject.path),
         model=subject.model,
         variant=subject.name,
         backend=subject.variant.backend,
         target=subject.variant.target,
         precision=subject.variant.precision,
-        provider=runners[0].provider,
-        threads=threads,
+        provider=found.provider,
+        threads=found.threads,
         concurrency=ask.concurrency,
         closed=latency,
-        calls_per_sample=closed.calls_per_sample["it"],
-        unsettled=bool(closed.unsettled),
-        parts_ms=parts,
+        calls_per_sample=found.closed.calls_per_sample["it"],
+        unsettled=bool(found.closed.unsettled),
+        parts_ms=found.parts,
         open=opened,
-        largest=largest,
-        curve=curve,
-        knee_batch=capacity.knee(by_batch) if len(by_batch) > 1 else None,
-        knee_concurrency=capacity.knee(by_worker) if len(by_worker) > 1 else None,
-        memory=memory,
+        largest=found.largest,
+        curve=found.curve,
+        knee_batch=capacity.knee(alone) if len(alone) > 1 else None,
+        knee_concurrency=capacity.knee(workers) if len(workers) > 1 else None,
+        memory=found.memory,
         machine=machine.describe().model_dump(mode="json"),
         watch=watch,
         limit_ms=limit,
         verdict=verdict,
         reason=reason,
-        notes=_notes(subject, closed, latency.drift, opened, watch.warnings),
+        notes=_notes(subject, found.closed, latency.drift, opened, watch.warnings),
         raw=str(ask.out.with_suffix(".npz")) if ask.out else None,
     )
-    if ask.out:
-        _write(ask.out, result, closed, served)
-    return result
 
 
-class _Measured:
+class _Asked:
     """One subject, loaded once for each worker, asked in several ways one after the other."""
 
     def __init__(
@@ -248,8 +272,10 @@ class _Measured:
         self.progress.say(f"open loop: {self.ask.rate:g}/s for {self.ask.seconds:g} s")
         return self._ask(self.ask.rate, self.ask.seconds, self.ask.seed)
 
-    def largest(self, closed: closed_loop.Timed) -> LargestRate:
-        assert self.ask.max_p99_ms is not None
+    def largest(self, closed: closed_loop.Timed) -> LargestRate | None:
+        """Only where a limit was given and no rate; a recipe's gate alone asks for no search."""
+        if self.ask.max_p99_ms is None or self.ask.rate is not None:
+            return None
         with self.progress.bar("largest rate", still=True) as step:
             return capacity.largest_rate(
                 self._ask,
@@ -287,17 +313,13 @@ def _fitting(threads: int | None, workers: int) -> int:
 
 
 def _verdict(
-    limit: float | None,
-    closed: Percentile,
-    served: open_loop.Served | None,
-    ask: Ask,
-    largest: LargestRate | None,
+    limit: float | None, closed: Percentile, ask: Ask, found: _Found
 ) -> tuple[Literal["pass", "fail", "undecided"] | None, str]:
     """Whether the p99 is within the limit: of the open loop if there was one, else of the closed one and at some rate."""
     if limit is None:
         return None, ""
-    if served is not None and ask.rate is not None:
-        probe = capacity.judged(served, ask.rate, ask.seconds, limit)
+    if found.served is not None and ask.rate is not None:
+        probe = capacity.judged(found.served, ask.rate, ask.seconds, limit)
         p99, on = probe.p99, probe.verdict
         reason = f"at {ask.rate:g}/s: {probe.reason}, limit {limit:g} ms"
     else:
@@ -307,9 +329,9 @@ def _verdict(
         return "fail", reason
     if on == "undecided":
         return "undecided", f"{reason}: undecided, {limits.needs(p99, limit)}"
-    if largest is not None and largest.rate_per_s is None:
-        slowest = min(largest.probes, key=lambda probe: probe.rate_per_s)
-        return "fail" if slowest.verdict == "over" else "undecided", largest.note
+    if found.largest is not None and found.largest.rate_per_s is None:
+        slowest = min(found.largest.probes, key=lambda probe: probe.rate_per_s)
+        return "fail" if slowest.verdict == "over" else "undecided", found.largest.note
     return "pass", reason
 
 

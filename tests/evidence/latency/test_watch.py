@@ -137,7 +137,7 @@ def test_without_the_package_that_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     with Watcher() as watcher:
         pass
     found = watcher.record()
-    assert found.gpus == () and found.gpu_note == "not asked: pip install nvidia-ml-py"
+    assert found.gpus == () and found.gpu_note == "not asked: pip install 'tlexport[nvml]'"
 
 
 class PretendedNvml(SimpleNamespace):

@@ -40,7 +40,7 @@ class Gpus:
         try:
             import pynvml
         except ImportError:
-            self.note = "not asked: pip install nvidia-ml-py"
+            self.note = "not asked: pip install 'tlexport[nvml]'"
             return
         try:
             pynvml.nvmlInit()
