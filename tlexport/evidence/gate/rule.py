@@ -170,7 +170,7 @@ def _fitted(occasions: Sequence[Sequence[Session]]) -> tuple[Floats, Floats, int
     belongs = np.repeat(np.arange(len(occasions)), [len(of) for of in occasions])
     design = (belongs[:, None] == np.arange(len(occasions))).astype(np.float64)
     within = control - design @ (design.T @ control / design.sum(axis=0))
-    if np.abs(within).max() > 0:  # a control that stands still has no slope
+    if np.abs(within).max() > 1e-9:  # a control that stands still has no slope
         design = np.column_stack([design, control - control.mean()])
     inverse = np.linalg.inv(design.T @ design)
     found = inverse @ design.T @ times
