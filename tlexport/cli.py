@@ -1001,7 +1001,12 @@ def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, t
     if result.saved:
         rows["saved"] = f"baseline of {len(result.new_ms)} sessions in {result.against}"
     _show(result, _pairs(rows))
-    if error := gate.failure(result):
+    _fail_gate(gate.failure(result))
+
+
+def _fail_gate(error: GateError | None) -> None:
+    """Exit with its code, after the result has been shown."""
+    if error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(error.exit_code)
 
@@ -1039,9 +1044,7 @@ def _verify_bundle(bundle: Path, overrides: list[str]) -> None:
         for target, own in result.targets.items()
     }
     _show(result, f"{result.name}: every hash as packaged, {result.samples} golden samples", _pairs(rows))
-    _gate({target: own.reason for target, own in result.targets.items() if own.verdict == "fail"})
-    if all(own.verdict == "not run here" for own in result.targets.values()):
-        _gate({target: own.reason for target, own in result.targets.items()}, UndecidedError.exit_code)
+    _fail_gate(replay.failure(result))
 
 
 def _open(

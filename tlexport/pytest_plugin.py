@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from tlexport.results import GateResult
+    from tlexport.errors import TlexportError
+    from tlexport.results import GateResult, ReplayResult
 
 T = TypeVar("T")
 
@@ -96,15 +97,14 @@ class Gate:
 
         return _passed(lambda: gate_accuracy.beside(Path(run), Path(against), tolerance=tolerance))
 
-    def bundle(self, path: str | Path, *, target: str | None = None, max_error: float | None = None) -> None:
-        """The bundle is whole and unaltered, and what `target` got answers its golden samples as the reference did.
+    def bundle(self, path: str | Path) -> ReplayResult:
+        """The bundle is whole and unaltered, and what runs here answers its golden samples as the reference did."""
+        from tlexport.progress import Silent
+        from tlexport.stages import replay
 
-        The largest error against the reference's own answers may be `max_error`; by default twice what verify saw on the test
-        split, since another processor's kernels round otherwise.
-        """
-        from tlexport.stages import gate_accuracy
-
-        _passing(lambda: gate_accuracy.golden(Path(path), target=target, max_error=max_error))
+        result = _passing(lambda: replay.run(Path(path), Silent()))
+        _failed(replay.failure(result))
+        return result
 
 
 def _passing(measure: Callable[[], T]) -> T:
@@ -114,13 +114,18 @@ def _passing(measure: Callable[[], T]) -> T:
     try:
         return measure()
     except TlexportError as error:
-        pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+        _failed(error)
+        raise
 
 
 def _passed(measure: Callable[[], GateResult]) -> GateResult:
     from tlexport.stages import gate
 
     result = _passing(measure)
-    if error := gate.failure(result):
-        pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+    _failed(gate.failure(result))
     return result
+
+
+def _failed(error: TlexportError | None) -> None:
+    if error:
+        pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)

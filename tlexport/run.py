@@ -2,6 +2,7 @@
 
 run/ recipe.yaml checkpoint/ graphs/ golden/ variants/<name>/ verify.json bench.json report.html
      manifest.json      every stage: config, input and output hashes, versions, seconds, result
+     predictions/       what each variant answered to the test split
      cache/             prepared data and features; may be deleted at any time
 """
 

@@ -34,7 +34,7 @@ def flipped(run: Run) -> np.ndarray:
     error = float(np.abs(outputs.astype(float) - np.load(run / "reference/outputs.npy").astype(float)).max())
     for variant in verified["variants"]:
         if variant["max_abs_error"] is not None:
-            np.save(run / f"cache/predictions/{variant['name']}.npy", outputs)
+            np.save(run / f"predictions/{variant['name']}.npy", outputs)
             variant |= {"max_abs_error": error, "flips": len(rows)}
     write_json(run / "verify.json", verified)
     assert chosen
@@ -48,7 +48,7 @@ def test_every_file_it_rests_on_is_named_with_its_hash(run_copy: Run) -> None:
     assert {"bench.json", "verify.json", "recipe.yaml", "reference/outputs.npy", "bench-samples.npz"} <= set(
         found.sources
     )
-    assert any(name.startswith("cache/predictions/") for name in found.sources)
+    assert any(name.startswith("predictions/") for name in found.sources)
     assert any(name.endswith("receipt.json") for name in found.sources)
     for name, recorded in found.sources.items():
         assert hashlib.sha256((run_copy / name).read_bytes()).hexdigest() == recorded
@@ -82,7 +82,7 @@ def test_time_lines_are_drawn_of_when_the_calls_were_made(run_copy: Run) -> None
 @pytest.mark.parametrize("damage", ["truncated", "empty", "shape", "values", "samples"])
 def test_answers_that_verify_did_not_judge_are_an_error_and_not_a_plot(run_copy: Run, damage: str) -> None:
     (run_copy / "report.html").unlink()
-    path = sorted((run_copy / "cache/predictions").glob("*.npy"))[0]
+    path = sorted((run_copy / "predictions").glob("*.npy"))[0]
     outputs = np.load(path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
@@ -100,8 +100,8 @@ def test_answers_that_verify_did_not_judge_are_an_error_and_not_a_plot(run_copy:
     assert not (run_copy / "report.html").exists()
 
 
-def test_without_the_cache_the_page_says_what_is_missing(run_copy: Run) -> None:
-    for path in (run_copy / "cache/predictions").glob("*.npy"):
+def test_without_predictions_the_page_says_what_is_missing(run_copy: Run) -> None:
+    for path in (run_copy / "predictions").glob("*.npy"):
         path.unlink()
     text = made(run_copy)
     assert html.escape(report.NO_ANSWERS) in text and 'id="latency"' in text and 'id="confusion"' not in text

@@ -1,23 +1,19 @@
-"""gate_accuracy: what a run's targets got held against another run's, on the same samples; a bundle's against its golden ones."""
+"""gate_accuracy: what a run's targets got held against another run's, on the same samples."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from tlexport.backends import registry
-from tlexport.bundle import choice, manifest
+from tlexport.bundle import choice
 from tlexport.errors import GateError, RunError
 from tlexport.evidence.accuracy.comparison import Rule
 from tlexport.evidence.gate import accuracy
 from tlexport.modalities import metrics
 from tlexport.results import BenchResult, GateResult, GateVerdict
 from tlexport.run import Run, digest, read_json
-
-GOLDEN_SLACK, ROUNDING = 2.0, 1e-5  # of probabilities or values near 1
 
 
 def beside(path: Path, against: Path, *, tolerance: float | None = None) -> GateResult:
@@ -49,37 +45,6 @@ def beside(path: Path, against: Path, *, tolerance: float | None = None) -> Gate
         ),
         seconds=time.monotonic() - began,
     )
-
-
-def golden(bundle: Path, *, target: str | None, max_error: float | None) -> float:
-    """Ask a bundle's variant its golden samples; returns the largest error against the reference's answers kept with them.
-
-    Raises BundleError if a file was altered, GateError if the error is over `max_error` or an answer is not finite, and what
-    running the variant here raises. Default: GOLDEN_SLACK times the largest error that verify saw.
-    """
-    document = manifest.check(bundle)
-    name = manifest.target(document, target)
-    entry = document.targets[name]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "outputs.npy"
-        registry.predict(
-            entry.variant.backend,
-            bundle / entry.file,
-            bundle / "golden" / "inputs.npy",
-            out,
-            input_names=tuple(spec.name for spec in document.inputs),
-            batch_size=document.batch.max,
-            device=registry.device(entry.variant.backend, name),
-        )
-        answers = np.load(out, allow_pickle=False)
-    error = float(np.abs(answers - np.load(bundle / "golden" / "outputs.npy", allow_pickle=False)).max())
-    seen = entry.variant.max_abs_error
-    allowed = max_error if max_error is not None else max(GOLDEN_SLACK * (seen or 0.0), ROUNDING)
-    if not error <= allowed:  # also where an answer is not a number
-        raise GateError(
-            f"{bundle}: {entry.variant.name} differs by {error:.3g} from the reference on the golden samples, allowed {allowed:.3g}"
-        )
-    return error
 
 
 def _paired(
@@ -123,14 +88,12 @@ def _chosen(run: Run) -> dict[str, str]:
 
 def _answers(run: Run, variant: str, samples: int) -> np.ndarray:
     """float32 [samples, K] that verify got from the variant. Raises RunError if they are gone."""
-    path = run / "cache" / "predictions" / f"{variant}.npy"
+    path = run / "predictions" / f"{variant}.npy"
     if not path.is_file():
-        raise RunError(
-            f"{path} is missing: a cache that was emptied; remove {run / 'verify.json'} and run: tlexport verify {run.path}"
-        )
+        raise RunError(f"{path} is missing; run: tlexport verify {run.path}")
     answers: np.ndarray = np.load(path, allow_pickle=False)
     if len(answers) != samples:
         raise RunError(
-            f"{path} holds {len(answers)} answers to {samples} samples; remove it and run: tlexport verify {run.path}"
+            f"{path} holds {len(answers)} answers to {samples} samples; run: tlexport verify {run.path}"
         )
     return answers

@@ -13,7 +13,7 @@ import numpy as np
 
 from tlexport.backends import registry
 from tlexport.bundle import manifest
-from tlexport.errors import CompileError, ExportError, NotInstalledError
+from tlexport.errors import CompileError, ExportError, GateError, NotInstalledError, UndecidedError
 from tlexport.evidence.accuracy import operating, parity
 from tlexport.progress import Progress
 from tlexport.results import Replayed, ReplayResult
@@ -44,6 +44,16 @@ def run(bundle: Path, progress: Progress) -> ReplayResult:
         decision=document.decision,
         targets=found,
     )
+
+
+def failure(result: ReplayResult) -> GateError | None:
+    """The error that the verdicts amount to: one that answers otherwise, or nothing that could be asked."""
+    failed = {t: own.reason for t, own in result.targets.items() if own.verdict == "fail"}
+    if failed:
+        return GateError("; ".join(f"{target}: {why}" for target, why in failed.items()))
+    if all(own.verdict != "pass" for own in result.targets.values()):
+        return UndecidedError("; ".join(f"{target}: {own.reason}" for target, own in result.targets.items()))
+    return None
 
 
 def _replayed(bundle: Path, document: manifest.Manifest, target: str, expected: np.ndarray) -> Replayed:

@@ -30,7 +30,7 @@ from tlexport.run import Run, digest, read_json, write_text
 NAME = "report.html"
 STARTED = "started/"  # of an array's name among the raw samples: when each sample started
 NO_ANSWERS = (
-    "The variants' answers are not in the run any more (cache/predictions); run tlexport verify to have them."
+    "The variants' answers are not in the run any more (predictions); run tlexport verify to have them."
 )
 
 
@@ -83,9 +83,8 @@ class _Files:
         return np.asarray(found) if not mapped else found
 
     def again(self, stage: str) -> str:
-        """What makes a stage's files anew; verify keeps no hash of its predictions, so it has to be told."""
-        first = "remove verify.json and " if stage == "verify" else ""
-        return f"{first}run: tlexport {stage} {self.run.path}"
+        """What makes a stage's files anew."""
+        return f"run: tlexport {stage} {self.run.path}"
 
     def _recorded(self, relative: str, stage: str) -> tuple[str, bool]:
         """By the stage that made it, itself or the folder that it stands in."""
@@ -195,7 +194,7 @@ def _answers(
     reference = files.array("reference/outputs.npy", "finetune")
     variants = {}
     for variant in verified.variants:
-        relative = f"cache/predictions/{variant.name}.npy"
+        relative = f"predictions/{variant.name}.npy"
         if variant.max_abs_error is None or not (files.run / relative).is_file():
             continue
         outputs = files.array(relative, "verify")

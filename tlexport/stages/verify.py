@@ -23,6 +23,7 @@ from tlexport.results import AccuracyEvidence, CompileResult, Decision, Variant,
 from tlexport.run import Run, digest, replacing, write_json
 
 BATCH = 16
+PREDICTIONS = "predictions"  # float32 [n, K] of each variant, for the report and for gates between runs
 TIMEOUT = 3600.0
 CHANCE = 0.05  # of a slice whose drop is taken for real, after Holm over the slices
 NOT_RUN_HERE = "compiled, not run here"
@@ -62,7 +63,8 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> VerifyResult:
         evidence=tuple(evidence for _, evidence in judged if evidence is not None),
     )
     write_json(run / "verify.json", result.model_dump(mode="json"))
-    record.finish(result, outputs=[run / "verify.json"])
+    answers = [run / PREDICTIONS / f"{own.variant.name}.npy" for own in tried if own.assessed]
+    record.finish(result, outputs=[run / "verify.json", *answers])
     return result
 
 
@@ -175,7 +177,7 @@ class Judge:
         source = artifact if here else self.run.require(f"graphs/{graph}.onnx", "quantize")
         backend = variant.backend if here else "onnxruntime"
         device = "cpu" if variant.target == "cpu" or not here else "cuda"
-        with replacing(self.run / "cache" / "predictions" / f"{variant.name}.npy") as partial:
+        with replacing(self.run / PREDICTIONS / f"{variant.name}.npy") as partial:
             provider = registry.predict(
                 backend,
                 source,

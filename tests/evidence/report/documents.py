@@ -56,7 +56,7 @@ EVIDENCE = {
 }  # fmt: skip
 FILES = (
     "bench.json", "verify.json", "recipe.yaml", "manifest.json", "reference/labels.npy", "reference/outputs.npy",
-    "reference/inputs.npy", "cache/predictions/openvino-int8-cpu.npy", "bench-samples.npz", "checkpoint/history.jsonl",
+    "reference/inputs.npy", "predictions/openvino-int8-cpu.npy", "bench-samples.npz", "checkpoint/history.jsonl",
     "variants/openvino-int8-cpu/receipt.json",
 )  # fmt: skip
 

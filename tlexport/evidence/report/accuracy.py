@@ -23,7 +23,7 @@ VERIFY = "verify.json"
 
 def files(document: Document) -> tuple[str, ...]:
     """Where the answers that are drawn stand."""
-    own = [f"cache/predictions/{name}.npy" for name in document.compared]
+    own = [f"predictions/{name}.npy" for name in document.compared]
     return ("reference/labels.npy", "reference/outputs.npy", *own)
 
 

@@ -38,7 +38,7 @@ def flips(document: Document) -> Section:
     for name, outputs in shown.items():
         content += _worst(document, answers, name, outputs, each)
     inputs = ("reference/inputs.npy",) if answers.inputs is not None and shown else ()
-    read = tuple(f"cache/predictions/{name}.npy" for name in shown)
+    read = tuple(f"predictions/{name}.npy" for name in shown)
     return Section(
         "flips",
         "Decisions that changed",
