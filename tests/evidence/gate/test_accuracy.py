@@ -48,6 +48,7 @@ def test_few_changed_decisions_need_mcnemar_too() -> None:
     """Four lost of four: no resample shows a gain, yet a coin falls so once in sixteen times."""
     verdict = gate(4, 0)
     assert verdict.low is not None and verdict.low > 0 and verdict.verdict == "undecided"
+    assert verdict.reason.endswith("undecided on 1000 samples, too few decisions changed (McNemar's p 0.031)")
     assert gate(7, 0).verdict == "fail"
 
 

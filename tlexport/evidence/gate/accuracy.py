@@ -41,13 +41,14 @@ def compare(
     low, high = (
         end if abs(end - tolerance) > bootstrap.ROUNDING else tolerance for end in (drop.low, drop.high)
     )
-    verdict = reading(low, high, tolerance)
-    if verdict == "fail" and mcnemar_p is not None and mcnemar_p > (1 - confidence) / 2:
-        verdict = "undecided"
+    verdict, told = reading(low, high, tolerance), ""
     more = needed(drop.estimate, low, high, tolerance, n) if verdict == "undecided" else None
-    reason = f"{name}: {metric} drop {drop.estimate:.4g} ({low:.4g} to {high:.4g}) against {against}, tolerated {tolerance:g}"
     if verdict == "undecided":
         told = f"about {more} would tell" if more else "more of them would hardly tell"
+    if verdict == "fail" and mcnemar_p is not None and mcnemar_p > (1 - confidence) / 2:
+        verdict, told = "undecided", f"too few decisions changed (McNemar's p {mcnemar_p:.2g})"
+    reason = f"{name}: {metric} drop {drop.estimate:.4g} ({low:.4g} to {high:.4g}) against {against}, tolerated {tolerance:g}"
+    if verdict == "undecided":
         reason += f": undecided on {n} samples, {told}"
     return GateVerdict(
         gate="accuracy",
