@@ -35,7 +35,7 @@ STALL_S, RATE = 0.2, 200.0
 SHOWS_MS, MOVES = 100.0, 1.5
 OVERHEAD_US = 2.0
 AGREES = 0.05
-SETTLE, BLOCK = 50, 200  # calls of a round
+SETTLE, BLOCK, PART = 50, 200, 10  # calls of a round
 TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float64": 11}  # ONNXTensorElementDataType
 Call = Callable[[], object]
 
@@ -217,16 +217,15 @@ def difference(ours: list[float], theirs: list[float]) -> dict[str, Any]:
 
 
 def bare(call: Call) -> float:
-    """Nanoseconds a call: BLOCK calls in five parts, each timed as a whole, and the median part: an interruption is in one."""
+    """Nanoseconds a call: BLOCK calls in parts of PART, each timed as a whole, and the median part: an interruption is in one."""
     for _ in range(SETTLE):
         call()
-    part = BLOCK // 5
     times = []
-    for _ in range(5):
+    for _ in range(BLOCK // PART):
         began = time.perf_counter_ns()
-        for _ in range(part):
+        for _ in range(PART):
             call()
-        times.append((time.perf_counter_ns() - began) / part)
+        times.append((time.perf_counter_ns() - began) / PART)
     return float(np.median(times))
 
 
