@@ -67,6 +67,17 @@ def test_what_is_shown_was_read_from_the_files(run_copy: Run) -> None:
     assert "123" in text and "changed since bench recorded it" in text
 
 
+def test_gates_are_those_that_were_applied_and_what_a_command_line_changed_is_told(run_copy: Run) -> None:
+    verified = json.loads((run_copy / "verify.json").read_text())
+    verified["gates"]["max_drop"] = 0.0625
+    write_json(run_copy / "verify.json", verified)
+    text = made(run_copy, "gates.max_drop=0.125", "report.flips=3")
+    assert "gates.max_drop=0.125, report.flips=3" in text and "changed for this build" in text
+    asked = text[text.index('<section id="asked"') : text.index('<section id="choice"')]
+    assert '<td class="number">0.0625</td>' in asked
+    assert "changed for this build" not in made(run_copy)
+
+
 def test_time_lines_are_drawn_of_when_the_calls_were_made(run_copy: Run) -> None:
     with np.load(run_copy / "bench-samples.npz", allow_pickle=False) as raw:
         timed = [name for name in raw.files if not name.startswith(report.STARTED)]

@@ -111,7 +111,8 @@ def _document(files: _Files, recipe: Recipe) -> Document:
     answers, why_none = _answers(files, verified, tuned, recipe)
     chosen, losers = _chosen(measured)
     return Document(
-        recipe=recipe.model_dump(mode="json"),
+        recipe=run.recipe.model_dump(mode="json"),
+        changed=_changed(run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")),
         finetune=tuned.model_dump(mode="json"),
         verify=verified.model_dump(mode="json"),
         bench=measured.model_dump(mode="json"),
@@ -130,6 +131,17 @@ def _document(files: _Files, recipe: Recipe) -> Document:
         versions=files.stages["bench"]["versions"] if "bench" in files.stages else {},
         sources=files.sources,
     )
+
+
+def _changed(own: dict[str, Any], used: dict[str, Any], above: str = "") -> list[str]:
+    """`key.path=value` of what a command line changed of the run's own recipe."""
+    found = []
+    for key, value in used.items():
+        if isinstance(value, dict) and isinstance(own.get(key), dict):
+            found += _changed(own[key], value, f"{above}{key}.")
+        elif value != own.get(key):
+            found.append(f"{above}{key}={json.dumps(value)}")
+    return found
 
 
 def _shown(recipe: Recipe) -> tuple[bool, str]:

@@ -204,6 +204,16 @@ def test_flips_show_the_very_pixels_and_nothing_where_inputs_are_withheld() -> N
     assert "<img" not in render(none)
 
 
+def test_the_most_images_that_a_recipe_can_ask_for_stay_below_five_megabytes() -> None:
+    """Noise does not compress, so that no photograph is larger; every decision flips."""
+    base = document()
+    noise = np.random.default_rng(6).integers(256, size=(200, 3, 224, 224)).astype(np.uint8)
+    variant = {"openvino-int8-cpu": base.answers.reference[:, ::-1]}
+    held = dataclasses.replace(base.answers, inputs=noise, variants=variant)
+    text = render(dataclasses.replace(base, answers=held, flips=24))
+    assert text.count("<img ") == 24 and 1e6 < len(text.encode()) < 5e6
+
+
 def test_rows_windows_and_molecules_are_shown_as_a_person_reads_them() -> None:
     base = document()
 

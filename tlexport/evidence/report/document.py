@@ -51,12 +51,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class Document:
-    """Results as the JSON that the stages wrote (results.py); what a run lacks is empty."""
+    """Results as the JSON that the stages wrote (results.py); what a run lacks is empty.
+
+    recipe is the run's own; `changed` tells what this build's command line changed of it: `gates.max_drop=0.005`.
+    """
 
     recipe: Mapping[str, Any]
     finetune: Mapping[str, Any]
     verify: Mapping[str, Any]
     bench: Mapping[str, Any]
+    changed: Sequence[str] = ()
     baselines: Mapping[str, Any] = field(default_factory=dict)
     quantize: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()

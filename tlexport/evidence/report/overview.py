@@ -71,18 +71,19 @@ def asked(document: Document) -> Section:
         "metric": document.metric,
         "backbone": tuned.get("backbone"),
         "strategy": tuned.get("strategy"),
-        "targets": recipe.get("targets"),
-        "precisions": recipe.get("precision"),
+        "targets": list(dict.fromkeys(markup.text(v.get("target")) for v in document.variants)),
+        "precisions": list(dict.fromkeys(markup.text(v.get("precision")) for v in document.variants)),
+        "changed for this build": document.changed,
         "test data on this page": document.inputs_shown,
     }
-    gates = recipe.get("gates") or {}
+    gates = document.verify.get("gates") or {}
     limits = [
         [GATES.get(key, markup.words(key)), "none" if limit is None else markup.text(limit)]
         for key, limit in gates.items()
     ]
     content = '<div class="columns">' + markup.facts(markup.present(what))
     content += markup.table(["gate", "limit"], limits, "gates", numeric=[1]) + "</div>"
-    return Section("asked", "What was asked", content, (RECIPE, "manifest.json"))
+    return Section("asked", "What was asked", content, (RECIPE, "manifest.json", VERIFY, BENCH))
 
 
 def choice(document: Document) -> Section:
