@@ -3,8 +3,9 @@
 accuracy  Real answers (a logistic regression's on digits it has not seen, odd or even), drawn anew for each gate run; both sides
           get noise of their own on the logits, as quantisation does, so that the true drop is 0. A drop is planted by giving a
           share of the samples another sample's answer. 500 gate runs a cell, about 25 minutes in all.
-latency   A real graph in ONNX Runtime against itself, and against itself slowed by 10% (a call and then waiting), side by
-          side, with and without a neighbour that works and rests in turns; about an hour.
+latency   A real graph in ONNX Runtime against itself, and against itself slowed by 10% (a call and then waiting; the wrapper that
+          both sides carry leaves about 8% of what is timed, see `ratio`), side by side, with and without a neighbour that works
+          and rests in turns; about an hour.
 sessions  The same against stored baselines: fresh processes in one long stream, cut into occasions of 10; the gate run holds an
           occasion against the one half the stream earlier, so that what drifts between them counts. About an hour.
 
