@@ -37,7 +37,7 @@ def beside(
 ) -> GateResult:
     """Time `build` and `other` in turns in one fresh process for at most about `seconds`, and compare their medians."""
     began = time.monotonic()
-    with progress.bar("gate: both builds in turns") as step:
+    with progress.bar("gate: both builds in turns", still=True) as step:
         old, new = isolation.call(
             sessions.rounds,
             *(other, build, seconds, seed),
@@ -190,7 +190,7 @@ def _sessions(
     """`count` fresh processes, one after the other."""
     each = seconds / count * (1 - START_SHARE)
     found = []
-    with progress.bar("gate: sessions") as step:
+    with progress.bar("gate: sessions", still=True) as step:
         for index in range(count):
             found.append(
                 isolation.call(
