@@ -10,8 +10,7 @@ import pytest
 from pipeline import Built
 
 ROOT = Path(__file__).parents[2]
-# What is installed may be another checkout: this one's plugin is named, and found first.
-PLUGIN = ("-p", "tlexport.pytest_plugin", "-p", "no:cacheprovider")
+PLUGIN = ("-p", "no:cacheprovider")
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "scipy", "pydantic", "sklearn"}
 
 TESTS = """

@@ -11,6 +11,7 @@ from pipeline import RTX, Built, Ended
 
 from tlexport.console import Terminal
 from tlexport.errors import RecipeError
+from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Silent
 from tlexport.recipe import Recipe, with_overrides
 from tlexport.results import Variant
@@ -159,7 +160,11 @@ def test_an_engine_without_weights_is_judged_on_its_graph(run_copy: Run) -> None
     recipe = asked(run_copy, target="cpu", precision="fp32")
     made = compile.run(run_copy, recipe, Silent()).variants
     stripped = next(v for v in made if v.backend == registry.ort.NAME)
-    judge = verify.Judge(run_copy, recipe, "multiclass")
-    assert judge.judged(stripped).verdict == "pass"
-    judged = judge.judged(stripped.model_copy(update={"options": {"strip_weights": True}}))
+    judge = verify.Judge(run_copy, recipe, describe_checkpoint(run_copy / "checkpoint"), 1)
+
+    def judged_alone(variant: Variant) -> Variant:
+        return judge.judged([judge.tried(variant)])[0][0]
+
+    assert judged_alone(stripped).verdict == "pass"
+    judged = judged_alone(stripped.model_copy(update={"options": {"strip_weights": True}}))
     assert judged.verdict == "compiled, not run here" and "on the same typed graph" in judged.reason

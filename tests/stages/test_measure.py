@@ -126,14 +126,12 @@ def test_the_largest_rate_is_searched_for(subject: Subject) -> None:
 def test_parts_of_a_call_are_told_where_the_backend_can(subject: Subject) -> None:
     """Stands in for a GPU backend, whose bindings have `timed_parts`."""
 
-    class Parted(Bound):
-        timed_parts = staticmethod(lambda: {"enqueue": 0.1, "compute": 0.5})
-
     class Planted:
         provider = "planted"
 
         def bind(self, inputs: object) -> Bound:
-            return Parted(lambda: time.sleep(0.001), dict)
+            parts = {"enqueue": 0.1, "compute": 0.5}
+            return Bound(lambda: time.sleep(0.001), dict, timed_parts=lambda: parts)
 
     @contextmanager
     def load(threads: int) -> Iterator[Planted]:

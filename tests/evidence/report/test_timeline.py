@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from tlexport.evidence.report import figures
+from tlexport.evidence.report.figures import history
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -12,7 +12,7 @@ def point(value: float, verdict: str = "pass", label: str = "2026-01-01T00:00:00
 
 
 def drawn(*points: dict[str, object]) -> ElementTree.Element:
-    return ElementTree.fromstring(figures.standalone(figures.timeline(points, "ms", "a <model>")))
+    return ElementTree.fromstring(history.standalone(history.timeline(points, "ms", "a <model>")))
 
 
 def test_one_mark_a_recording_in_order_and_a_slower_one_is_higher() -> None:
@@ -27,4 +27,4 @@ def test_one_mark_a_recording_in_order_and_a_slower_one_is_higher() -> None:
 def test_text_is_escaped_and_what_is_not_finite_is_left_out() -> None:
     svg = drawn(point(1.0, label="<b>"), point(float("nan")))
     assert len(svg.findall(f".//{SVG}circle")) == 1 and svg.get("aria-label") == "a <model>"
-    assert figures.timeline([point(float("inf"))], "ms", "t") == figures.standalone("") == ""
+    assert history.timeline([point(float("inf"))], "ms", "t") == history.standalone("") == ""
