@@ -4,8 +4,8 @@ accuracy  Real answers (a logistic regression's on digits it has not seen, odd o
           get noise of their own on the logits, as quantisation does, so that the true drop is 0. A drop is planted by giving a
           share of the samples another sample's answer. 500 gate runs a cell, about 25 minutes in all.
 latency   A real graph in ONNX Runtime against itself, and against itself slowed by 10% (a call and then waiting; the wrapper that
-          both sides carry leaves about 8% of what is timed, see `ratio`), side by side, with and without a neighbour that works
-          and rests in turns; about an hour.
+          both sides carry leaves about 8% of what is timed, see `ratio`), side by side, and with a fifth of the runs beside a
+          neighbour that works and rests in turns; about 40 minutes.
 sessions  The same against stored baselines: fresh processes in one long stream, cut into occasions of 10; the gate run holds an
           occasion against the one half the stream earlier, so that what drifts between them counts. About an hour.
 
@@ -129,7 +129,8 @@ def latency(options: Any, folder: Path) -> list[dict[str, Any]]:
         for slower in (1.0, SLOWER):
             old, new = build(folder, "small"), build(folder, "small", slower)
             # A slow-down is caught so much more often than not that fewer runs tell.
-            runs = options.runs if slower == 1.0 else max(2, options.runs // 4)
+            runs = options.runs // 5 if present else options.runs
+            runs = max(2, runs if slower == 1.0 else runs // 4 if not present else runs // 2)
             results = []
             with neighbour(present, FIRST_SEED):
                 for index in range(runs):
