@@ -6,7 +6,7 @@ A cell is one network, batch size, backend and precision. Each is measured, or r
 time; the file is written anew after every group (a network at a batch size, a process of its own), and --resume goes on where
 it stopped. Within a group all candidates take turns; times are of whole calls, copies to the GPU and back included. Backends
 of graphs replay CUDA graphs where they can (`note`). torch in 16 bits: gpu_cases.torch_module. --device cpu runs the same
-program without a GPU, to see that it works.
+program without a GPU, to see that it works. It takes the 60 minutes of --budget at most, and goes on with --resume.
 
 Result: `device`, `target`, `settings`, `cells` {"network/batch/backend-precision": {state, reason} or {state, count, latency
 {p50, p90, p99 {value_ms, low_ms, high_ms, reason}, mean_ms ...}, items_per_s, speedup {ratio, low, high} over eager FP32 of

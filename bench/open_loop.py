@@ -6,7 +6,7 @@ One tabular network (the recipe breast-cancer) in ONNX Runtime on one thread. Th
             p99 is just above; with Poisson arrivals (also told) it is about as often below, as 20 of them are 20 +- 4
   overhead  a call that does nothing, in the closed and in the open loop: what is shown is the measuring's own
   bound     our p50 against a bare Python loop over bound buffers, timed as a whole, and against the same in C (bench/ort_loop.c),
-            in turns, block by block; C is left out, and that is said, without a compiler or --ort-headers, the folder of
+            in turns, block by block; about 5 minutes; C is left out, and that is said, without a compiler or --ort-headers, the folder of
             onnxruntime_c_api.h
 Result: `stall` {open_ms, closed_ms, ...: p99 of every repetition}, `overhead` {closed_ns, open_ns}, `bound` {python, c: ratios}.
 On a busy machine other work holds up the open loop's generator: `late` says in which repetitions it was late itself.
