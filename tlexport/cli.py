@@ -520,7 +520,10 @@ def verify(
         metric=result.reference,
         verdict="reference",
     )
-    _show(result, _variants(reference, result.variants, recipe.metric, {}))
+    from tlexport.console import evidence_rows
+
+    variants = _variants(reference, result.variants, recipe.metric, {})
+    _show(result, variants, "", _pairs(evidence_rows(result)))
     failed = package.failures(result.variants, [v.target for v in result.variants])
     _gate(failed, _exit_code(failed, result.variants))
 

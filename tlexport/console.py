@@ -14,7 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from tlexport.progress import Step
-from tlexport.results import MeasureResult, Variant
+from tlexport.results import MeasureResult, Variant, VerifyResult
 from tlexport.timings import Latency
 
 PLAIN_INTERVAL = 10.0
@@ -100,11 +100,11 @@ def variants_table(
         style = {"fail": "red", "undecided": "yellow", "refused": "dim"}.get(
             variant.verdict, "green" if mark == "*" else None
         )
-        verdict = (
-            f"{variant.verdict}: {variant.reason}"
-            if variant.verdict in ("fail", "undecided", "refused")
-            else variant.verdict
-        )
+        verdict = variant.verdict
+        if verdict in ("fail", "refused"):
+            verdict = f"{verdict}: {variant.reason}"
+        elif verdict == "undecided":
+            verdict = variant.reason  # it says so itself
         table.add_row(
             f"{mark} {variant.name}",
             _number(variant.metric, ".4f"),
@@ -161,6 +161,31 @@ def _latency(of: Latency) -> str:
         + ("" if p.high_ms is None else f" (to {_milliseconds(p.high_ms)})")
         for p in (of.p50, of.p90, of.p99)
     )
+
+
+def evidence_rows(result: VerifyResult) -> dict[str, str]:
+    """What stands behind each verdict, a line a variant, and how decisions are made."""
+    rows = {}
+    if result.decision is not None:
+        cuts = ", ".join(f"{cut:.4g}" for cut in result.decision.thresholds or ())
+        rows["decided by"] = f"{result.decision.rule}{f' ({cuts})' if cuts else ''}"
+    for own in result.evidence:
+        parts = [
+            f"p {own.p_adjusted:.2g} of a drop at the limit" if own.p_adjusted is not None else "",
+            f"{own.flips.count} flips, {own.flips.harmful} harmful (McNemar p {own.flips.mcnemar_p:.2g})"
+            if own.flips
+            else "",
+            f"calibration error {own.calibration.ece_drift:+.4f} ({own.calibration.ece_drift_low:+.4f} to "
+            f"{own.calibration.ece_drift_high:+.4f})"
+            if own.calibration
+            else "",
+            f"{own.forecast.loss} {own.forecast.mean_difference:+.3g} (Diebold-Mariano p {own.forecast.p:.2g})"
+            if own.forecast
+            else "",
+            f"worst slice {own.worst_slice}" if own.worst_slice else "",
+        ]
+        rows[own.variant] = "; ".join(part for part in parts if part)
+    return rows
 
 
 def pairs_table(rows: dict[str, str]) -> Table:
