@@ -226,6 +226,7 @@ def test_predict_runs_it_in_a_child(compiled, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_changed_artifact_is_not_loaded_by_the_stages(compiled, run_copy) -> None:
+    from tlexport.models.checkpoint import describe_checkpoint
     from tlexport.results import Variant
     from tlexport.stages.verify import Judge
 
@@ -241,7 +242,8 @@ def test_a_changed_artifact_is_not_loaded_by_the_stages(compiled, run_copy) -> N
         sha256="0" * 64,
         verdict="unjudged",
     )
-    judged = Judge(run_copy, run_copy.recipe, "multiclass").judged(variant)
+    described = describe_checkpoint(run_copy / "checkpoint")
+    judged = Judge(run_copy, run_copy.recipe, described, 1).tried(variant).variant
     assert judged.verdict == "fail" and "changed after it was compiled" in judged.reason
 
 
