@@ -148,7 +148,8 @@ def test_several_workers_take_the_requests_in_order_each_with_its_own_call() -> 
         return call
 
     found = run([worker(0), worker(1)], schedule(60, 1.5, "fixed", 0))
-    assert len(found.done) == 90 and np.all(np.diff(found.started) >= 0)
+    # Each is asked once. Started in the order due is not sure: a worker may be held up between its turn and the clock.
+    assert np.array_equal(found.scheduled, schedule(60, 1.5, "fixed", 0))
     assert [len(threads) for threads in seen.values()] == [1, 1] and seen[0] != seen[1]
     assert np.all(found.started >= found.scheduled) and found.workers == 2
     # The two overlap, which one worker cannot: more was worked than time passed.
