@@ -42,6 +42,8 @@ MARGIN = 0.01  # recipes' default for gates.max_drop
 SIZES = (500, 2000)
 SLOWER = 1.10
 GATE_S = {1.0: 1.5, SLOWER: 4.0}  # of measuring in a gate run side by side; users have 30
+# Of the gate runs of a cell one in so many, by neighbour and truth.
+FEWER = {(False, 1.0): 1, (False, SLOWER): 4, (True, 1.0): 5, (True, SLOWER): 10}
 SESSION_S = 0.25  # of measuring in a session
 FIRST_SEED = 1000
 RESAMPLES = 1000
@@ -129,8 +131,7 @@ def latency(options: Any, folder: Path) -> list[dict[str, Any]]:
         for slower in (1.0, SLOWER):
             old, new = build(folder, "small"), build(folder, "small", slower)
             # A slow-down is caught so much more often than not that fewer runs tell.
-            runs = options.runs // 5 if present else options.runs
-            runs = max(2, runs if slower == 1.0 else runs // 4 if not present else runs // 2)
+            runs = max(2, options.runs // FEWER[present, slower])
             results = []
             with neighbour(present, FIRST_SEED):
                 for index in range(runs):

@@ -92,6 +92,12 @@ def mcnemar(harmful: int, mended: int) -> float:
     return float(min(1.0, 2 * binom.cdf(fewer, total, 0.5) - binom.pmf(fewer, total, 0.5)))
 
 
+def mcnemar_worse(harmful: int, mended: int) -> float:
+    """One-sided exact mid-p value of "no more decisions are harmed than mended"; `mcnemar` is its two-sided counterpart."""
+    half = mcnemar(harmful, mended) / 2
+    return half if harmful > mended else 1 - half if mended else 1.0
+
+
 def unseen(
     reference: NDArray[Any],
     variant: NDArray[Any],

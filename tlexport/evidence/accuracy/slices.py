@@ -151,8 +151,7 @@ def _p_of_no_drop(
         before, after = (_right(part.labels, scores, decision)[:, 0] for scores in (part.outputs, outputs))
         harmful, mended = int((before & ~after).sum()), int((after & ~before).sum())
         if abs((harmful - mended) / len(part) - drop.estimate) <= bootstrap.ROUNDING:
-            half = flips.mcnemar(harmful, mended) / 2
-            return half if harmful > mended else 1 - half if mended else 1.0
+            return flips.mcnemar_worse(harmful, mended)
     if drop.method == "constant":
         return 1 / (drop.resamples + 1) if drop.estimate > bootstrap.ROUNDING else 1.0
     normal = NormalDist()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlexport.evidence.accuracy import bootstrap
+from tlexport.evidence.accuracy import bootstrap, flips
 from tlexport.evidence.gate.rule import needed, reading
 from tlexport.results import GateVerdict
 
@@ -70,16 +70,5 @@ def compare(
 
 
 def worse(old_right: NDArray[np.bool_], new_right: NDArray[np.bool_]) -> float:
-    """McNemar's exact one-sided mid-p of as many decisions [n] lost as mended, for more lost.
-
-    Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91. 1 where no decision changed.
-    """
-    from scipy.special import bdtr, bdtrc
-
-    lost = int(np.sum(old_right & ~new_right))
-    changed = int(np.sum(old_right != new_right))
-    if changed == 0:
-        return 1.0
-    at_least = float(bdtrc(lost - 1, changed, 0.5)) if lost else 1.0
-    exactly = float(bdtr(lost, changed, 0.5)) - (float(bdtr(lost - 1, changed, 0.5)) if lost else 0.0)
-    return at_least - exactly / 2
+    """McNemar's exact one-sided mid-p of as many decisions [n] lost as mended, for more lost; 1 where none changed."""
+    return flips.mcnemar_worse(int(np.sum(old_right & ~new_right)), int(np.sum(new_right & ~old_right)))
