@@ -167,8 +167,7 @@ def evidence_rows(result: VerifyResult) -> dict[str, str]:
     """What stands behind each verdict, a line a variant, and how decisions are made."""
     rows = {}
     if result.decision is not None:
-        cuts = ", ".join(f"{cut:.4g}" for cut in result.decision.thresholds or ())
-        rows["decided by"] = f"{result.decision.rule}{f' ({cuts})' if cuts else ''}"
+        rows["decided by"] = result.decision.in_words()
     for own in result.evidence:
         parts = [
             f"p {own.p_adjusted:.2g} of a drop at the limit" if own.p_adjusted is not None else "",

@@ -301,6 +301,10 @@ class Decision(Result):
     )
     samples: int = Field(0, description="validation samples that chose them; 0: none were needed")
 
+    def in_words(self) -> str:
+        cuts = ", ".join(f"{cut:.4g}" for cut in self.thresholds or ())
+        return f"{self.rule}{f' ({cuts})' if cuts else ''}"
+
 
 class FlipCount(Result):
     """Test samples whose decision at the operating threshold is not the reference's."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from tlexport.bundle import manifest
 from tlexport.errors import BundleError
-from tlexport.results import Decision, InspectResult, Variant
+from tlexport.results import InspectResult, Variant
 from tlexport.run import Run
 
 
@@ -30,7 +30,7 @@ def _bundle(document: manifest.Manifest) -> dict[str, Any]:
         "output": ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in document.outputs),
         "client must": ", ".join(f"{key} {value}" for key, value in prepared.items()),
         "batch": f"{document.batch.min} to {document.batch.max}",
-        **({"decision": _decision(document.decision)} if document.decision else {}),
+        **({"decision": document.decision.in_words()} if document.decision else {}),
         f"reference {document.metric}": f"{document.reference:.4f}",
     }
     for target, entry in document.targets.items():
@@ -40,11 +40,6 @@ def _bundle(document: manifest.Manifest) -> dict[str, Any]:
         f"{len(document.files)}, {sum(file.bytes for file in document.files.values()) / 1e6:.1f} MB, every SHA-256 as recorded"
     )
     return summary
-
-
-def _decision(decision: Decision) -> str:
-    cuts = ", ".join(f"{cut:.4g}" for cut in decision.thresholds or ())
-    return f"{decision.rule}{f' ({cuts})' if cuts else ''}"
 
 
 def _measured(variant: Variant, metric: str) -> str:
