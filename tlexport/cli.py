@@ -1007,7 +1007,7 @@ def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, t
     _fail_gate(gate.failure(result))
 
 
-def _fail_gate(error: GateError | None) -> None:
+def _fail_gate(error: TlexportError | None) -> None:
     """Exit with its code, after the result has been shown."""
     if error:
         sys.stderr.write(f"error: {error}\n")
