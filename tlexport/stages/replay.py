@@ -83,10 +83,10 @@ def _replayed(
         variant=variant, verdict="not run here", reason="", limit=_limit(variant.max_abs_error, expected)
     )
     if refused:
-        verdict = "not trusted" if all(reason.untrusted for reason in refused) else "not run here"
-        return known.model_copy(
-            update={"verdict": verdict, "reason": "; ".join(reason.reason for reason in refused)}
-        )
+        unfit = [reason for reason in refused if not reason.untrusted]
+        verdict = "not run here" if unfit else "not trusted"
+        reasons = "; ".join(reason.reason for reason in unfit or refused)
+        return known.model_copy(update={"verdict": verdict, "reason": reasons})
     try:
         device = registry.device(variant.backend, target)
     except (NotInstalledError, CompileError) as error:
