@@ -540,6 +540,7 @@ class PackageResult(Result):
     chosen: dict[str, str] = Field(description="target -> variant")
     reasons: dict[str, str] = Field(description="target -> why this one")
     losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
+    signed: bool = False
     files: int
     size_bytes: int
 

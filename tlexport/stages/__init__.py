@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tlexport import cores
 from tlexport.bundle.preflight import NOBODY, Trust
+from tlexport.bundle.signing import Sign
 from tlexport.errors import GateError, RecipeError
 from tlexport.evidence.gate import rule, store
 from tlexport.evidence.gate.sessions import Build
@@ -39,8 +40,10 @@ def tune(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
     return tuned.model_copy(update={"baselines": beside.baselines, "headline": beside.headline})
 
 
-def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> BuildResult:
-    """export -> quantize -> compile -> verify -> bench -> package; what is unchanged is skipped.
+def build(
+    run: Run, recipe: Recipe, progress: Progress, *, bundle: Path, sign: Sign | None = None
+) -> BuildResult:
+    """export -> quantize -> compile -> verify -> bench -> package; what is unchanged is skipped; `sign` signs the bundle.
 
     Targets without a passing variant are listed in `failed`, and no bundle is written then.
     """
@@ -61,7 +64,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
     started = time.monotonic()
     packaged, failed = None, {}
     try:
-        packaged = package.run(run, recipe, progress, out=bundle)
+        packaged = package.run(run, recipe, progress, out=bundle, sign=sign)
     except GateError as error:
         failed = package.failures(measured.variants, recipe.targets) or {"all": str(error)}
     seconds["package"] = round(time.monotonic() - started, 2)
