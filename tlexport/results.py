@@ -19,6 +19,8 @@ class WeightsSummary(Result):
     """How the pretrained weights fitted the backbone; tensor counts."""
 
     source: str
+    origin: str = Field("", description="where they come from, in words; empty: not recorded")
+    licence: str = Field("", description="as their publisher states it; empty: not recorded")
     matched: int
     total: int
     head: tuple[str, ...] = Field((), description="tensors of the old head, left out")

@@ -6,14 +6,15 @@ import platform
 from pathlib import Path
 
 from tlexport import hardware
-from tlexport.bundle import choice, fit, manifest
+from tlexport.bundle import bom, card, choice, fit, manifest
+from tlexport.bundle.facts import Facts
 from tlexport.bundle.signing import Sign
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BenchResult, PackageResult, Variant, VerifyResult
+from tlexport.results import BenchResult, FinetuneResult, PackageResult, Variant, VerifyResult
 from tlexport.run import Run, digest, read_json, storage_errors
 
 EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
@@ -137,9 +138,39 @@ def _write(
             "data_sha256": extra["data"]["sha256"],
         },
     )
+    facts = _facts(run, recipe, document, measured, sources)
+    sources[bom.NAME] = bom.build(facts)
+    sources[card.NAME] = card.build(facts)
     if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
     return manifest.write(document, sources, out, sign=sign)
+
+
+def _facts(
+    run: Run,
+    recipe: Recipe,
+    document: manifest.Manifest,
+    measured: BenchResult,
+    sources: dict[str, Path | bytes],
+) -> Facts:
+    description = describe_checkpoint(run / "checkpoint")
+    listed = {name: source for name, source in sources.items() if isinstance(source, Path)}
+    return Facts(
+        document=document,
+        recipe=recipe,
+        tuned=run.result("finetune", FinetuneResult),
+        verified=run.result("verify", VerifyResult),
+        measured=measured,
+        data=description.extra["data"],
+        checkpoint_sha256=description.sha256,
+        hashes={
+            name: digest(source)
+            for name, source in listed.items()
+            if name.startswith(("graphs/", "models/", "golden/"))
+        },
+        finished=run.manifest["stages"]["bench"]["finished"],
+        images_in_report="evidence/report.html" in sources and recipe.shows_samples,
+    )
 
 
 def _needs(run: Run, variant: Variant) -> manifest.Needs:
