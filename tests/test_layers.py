@@ -44,6 +44,9 @@ HEAVY = {
     "tokenizers",
     "hdrh",
     "pynvml",
+    "cryptography",
+    "cyclonedx",
+    "model_signing",
 }
 # Modules of these rooms are nothing without torch or onnx; the others import heavy libraries inside functions.
 HEAVY_AT_TOP = {"models", "training", "graph", "stages"}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from pipeline import Built
 
@@ -91,14 +92,15 @@ def test_a_later_version_is_refused_as_one(bundle_copy: Path) -> None:
     assert kinds(bundle_copy) == ["version"]
 
 
-def test_a_bundle_of_version_1_is_still_read(bundle_copy: Path) -> None:
-    def back(document: dict[str, Any]) -> None:
-        document["bundle_version"] = 1
-        del document["platform"]
-        for entry in document["targets"].values():
-            del entry["needs"]
+def back_to_version_1(document: dict[str, Any]) -> None:
+    document["bundle_version"] = 1
+    del document["platform"]
+    for entry in document["targets"].values():
+        del entry["needs"]
 
-    edited(bundle_copy, back)
+
+def test_a_bundle_of_version_1_is_still_read(bundle_copy: Path) -> None:
+    edited(bundle_copy, back_to_version_1)
     document = preflight.check(bundle_copy, target="cpu")
     assert document.bundle_version == 1 and document.platform is None
     entry = document.targets["cpu"]
@@ -106,6 +108,21 @@ def test_a_bundle_of_version_1_is_still_read(bundle_copy: Path) -> None:
     assert fit.needs(entry, document).version in {
         compiled[name] for name in compiled if name in fit.PACKAGES[entry.variant.backend]
     }
+
+
+def test_the_published_schemas_are_current_and_manifests_keep_them(built: Built, bundle_copy: Path) -> None:
+    schemas = Path(__file__).parents[2] / "docs/schemas"
+    published = {n: json.loads((schemas / f"bundle-v{n}.json").read_text()) for n in (1, 2)}
+    assert published[2] == manifest.schema()
+    assert [published[n]["$id"] for n in (1, 2)] == ["urn:tlexport:schema:bundle:1", manifest.SCHEMA_ID]
+    document = json.loads((built.bundle / manifest.NAME).read_text())
+    jsonschema.Draft202012Validator.check_schema(published[2])
+    jsonschema.validate(document, published[2])
+    edited(bundle_copy, back_to_version_1)
+    jsonschema.validate(json.loads((bundle_copy / manifest.NAME).read_text()), published[1])
+    for broken in ({"bundle_version": 3}, {"files": {"a": {"sha256": "x", "bytes": 1}}}, {"other": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document | broken, published[2])
 
 
 def test_a_directory_of_endless_files_is_not_read_to_its_end(
