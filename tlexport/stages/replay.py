@@ -19,9 +19,6 @@ from tlexport.progress import Progress
 from tlexport.results import Replayed, ReplayResult
 
 TIMEOUT = 3600.0
-# Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
-SLACK = 3.0
-ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
 
 
 def run(bundle: Path, progress: Progress) -> ReplayResult:
@@ -59,7 +56,10 @@ def failure(result: ReplayResult) -> GateError | None:
 def _replayed(bundle: Path, document: manifest.Manifest, target: str, expected: np.ndarray) -> Replayed:
     variant = document.targets[target].variant
     known = Replayed(
-        variant=variant, verdict="not run here", reason="", limit=_limit(variant.max_abs_error, expected)
+        variant=variant,
+        verdict="not run here",
+        reason="",
+        limit=parity.limit(variant.max_abs_error, expected),
     )
     try:
         device = registry.device(variant.backend, target)
@@ -89,10 +89,6 @@ def _replayed(bundle: Path, document: manifest.Manifest, target: str, expected: 
             "flips": flips,
         }
     )
-
-
-def _limit(error: float | None, expected: np.ndarray) -> float:
-    return SLACK * (error or 0.0) + ROUNDING * float(np.ptp(expected, axis=0).max())
 
 
 def _answers(bundle: Path, document: manifest.Manifest, target: str, device: str) -> np.ndarray:
