@@ -119,7 +119,8 @@ def _codes(categories: NDArray[np.bool_]) -> list[Mistake]:
 
 
 def _moved(x: Samples, step: NDArray[Any]) -> Samples:
-    return (x + step).astype(np.float32)
+    made: Samples = (x + step).astype(np.float32)
+    return made
 
 
 def _swaps(names: Sequence[str]) -> list[Mistake]:
