@@ -221,9 +221,7 @@ def _built() -> dict[str, Any]:
         for number, field in enumerate(filter(None, fields.split(", ")), start=1):
             _add_field(message, f".inference.{name}", number, *field.split(" "))
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file) if not hasattr(pool, "AddSerializedFile") else pool.AddSerializedFile(
-        file.SerializeToString()
-    )
+    pool.AddSerializedFile(file.SerializeToString())
     find = pool.FindMessageTypeByName
     return {name: message_factory.GetMessageClass(find(f"inference.{name}")) for name in _FIELDS}
 
