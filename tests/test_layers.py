@@ -12,7 +12,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tlexport"
 FILES = sorted(PACKAGE.rglob("*.py"))
 L0 = {"errors", "cores", "tensors", "targets", "recipe", "run", "progress", "results", "origin", "timings"}
-ROOMS = {"baselines", "modalities", "models", "training", "graph", "backends", "evidence", "bundle"}
+ROOMS = {
+    "baselines",
+    "modalities",
+    "models",
+    "training",
+    "graph",
+    "backends",
+    "evidence",
+    "bundle",
+    "serving",
+}
 ALLOWED_BETWEEN_ROOMS = {("training", "models"), ("training", "modalities"), ("baselines", "modalities")}
 HEAVY = {
     "torch",
