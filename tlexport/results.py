@@ -710,7 +710,7 @@ class CheckServerResult(Result):
     diagnosis: Diagnosis | None = Field(
         None, description="the mistake that it looks like, where golden samples are answered otherwise"
     )
-    verdict: Literal["pass", "fail"]
+    verdict: Literal["pass", "fail", "undecided"]
     reason: str = ""
     notes: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.protocol import Response, Tensors
 
 try:
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     from tlexport.serving import messages
 except ImportError as error:
