@@ -53,11 +53,9 @@ class ProtocolError(TlexportError):
 @functools.cache
 def dtype(name: str) -> np.dtype[Any]:
     """numpy's dtype, little-endian, by its name (bfloat16 too). Raises TypeError for an unknown one."""
-    if name == "bfloat16":
-        import ml_dtypes
+    import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    found: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name).newbyteorder("<")
     return found
 
 

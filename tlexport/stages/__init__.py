@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from tlexport import cores
+from tlexport.bundle.preflight import NOBODY, Trust
+from tlexport.bundle.signing import Sign
 from tlexport.errors import GateError, RecipeError
 from tlexport.evidence.gate import rule, store
 from tlexport.evidence.gate.sessions import Build
@@ -38,8 +40,10 @@ def tune(run: Run, recipe: Recipe, progress: Progress) -> FinetuneResult:
     return tuned.model_copy(update={"baselines": beside.baselines, "headline": beside.headline})
 
 
-def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> BuildResult:
-    """export -> quantize -> compile -> verify -> bench -> package; what is unchanged is skipped.
+def build(
+    run: Run, recipe: Recipe, progress: Progress, *, bundle: Path, sign: Sign | None = None
+) -> BuildResult:
+    """export -> quantize -> compile -> verify -> bench -> package; what is unchanged is skipped; `sign` signs the bundle.
 
     Targets without a passing variant are listed in `failed`, and no bundle is written then.
     """
@@ -60,7 +64,7 @@ def build(run: Run, recipe: Recipe, progress: Progress, *, bundle: Path) -> Buil
     started = time.monotonic()
     packaged, failed = None, {}
     try:
-        packaged = package.run(run, recipe, progress, out=bundle)
+        packaged = package.run(run, recipe, progress, out=bundle, sign=sign)
     except GateError as error:
         failed = package.failures(measured.variants, recipe.targets) or {"all": str(error)}
     seconds["package"] = round(time.monotonic() - started, 2)
@@ -98,6 +102,7 @@ def latency_gate(
     tolerance: float | None = None,
     seconds: float | None = None,
     history: Path | None = None,
+    trust: Trust = NOBODY,
 ) -> GateResult:
     """What a run's or bundle's target got, held `against` another one or a stored baseline, or saved as that; see stages.gate.
 
@@ -107,13 +112,13 @@ def latency_gate(
         raise RecipeError(
             "--against compares two builds and needs no baseline: leave out --baseline, --save-baseline and --history"
         )
-    build = _to_be_timed(path, target)
+    build = _to_be_timed(path, target, trust)
     tolerance = rule.TOLERANCE if tolerance is None else tolerance
     seconds = gate.SECONDS if seconds is None else seconds
     if against:
         return gate.beside(
             build,
-            _to_be_timed(against, target),
+            _to_be_timed(against, target, trust),
             progress,
             path=path,
             against=against,
@@ -132,9 +137,9 @@ def latency_gate(
     return result
 
 
-def _to_be_timed(path: Path, target: str | None) -> Build:
+def _to_be_timed(path: Path, target: str | None, trust: Trust) -> Build:
     """A measured subject as one that another process can load."""
-    subject = measure.subject(path, target)
+    subject = measure.subject(path, target, trust)
     most = cores.usable()
     return Build(
         model=subject.model,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
-from tlexport.bundle import choice, manifest
+from tlexport import hardware
+from tlexport.bundle import choice, fit, manifest
+from tlexport.bundle.signing import Sign
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import describe_checkpoint
@@ -17,9 +20,13 @@ EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
 JUDGED = ("finetune", "export", "quantize", "compile", "verify", "bench")
 
 
-def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageResult:
-    """Write the bundle directory `out`. Raises GateError if a target has no passing variant for exactly the files at hand,
-    RunError if what the verdicts rest on was changed since, BundleError if `out` holds something that is not a bundle.
+def run(
+    run: Run, recipe: Recipe, progress: Progress, *, out: Path, sign: Sign | None = None
+) -> PackageResult:
+    """Write the bundle directory `out`, signed by `sign` before it gets its name.
+
+    Raises GateError if a target has no passing variant for exactly the files at hand, RunError if what the verdicts rest on
+    was changed since, BundleError if `out` holds something that is not a bundle.
     """
     measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
     targets = list(dict.fromkeys(variant.target for variant in measured.variants))
@@ -34,7 +41,7 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
     for stage in JUDGED:
         run.require_unchanged(stage)
     with storage_errors(out):
-        written = _write(run, recipe, out, chosen, measured)
+        written = _write(run, recipe, out, chosen, measured, sign)
     progress.say(
         f"package: {out}, {len(written.files)} files, {sum(f.bytes for f in written.files.values()) / 1e6:.1f} MB"
     )
@@ -48,6 +55,7 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
             for target, picked in chosen.items()
             for name, why in choice.losers(target, measured.variants, picked.variant).items()
         },
+        signed=sign is not None,
         files=len(written.files),
         size_bytes=sum(file.bytes for file in written.files.values()),
     )
@@ -74,13 +82,18 @@ def _same_file(run: Run, variant: Variant) -> None:
 
 
 def _write(
-    run: Run, recipe: Recipe, out: Path, chosen: dict[str, choice.Chosen], measured: BenchResult
+    run: Run,
+    recipe: Recipe,
+    out: Path,
+    chosen: dict[str, choice.Chosen],
+    measured: BenchResult,
+    sign: Sign | None,
 ) -> manifest.Manifest:
     description = describe_checkpoint(run / "checkpoint")
     extra = description.extra
     verified = run.result("verify", VerifyResult)
     inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
-    sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
+    sources: dict[str, Path | bytes] = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
     for name in ("inputs.npy", "outputs.npy"):
         sources[f"golden/{name}"] = run / "golden" / name
     for name in EVIDENCE:
@@ -99,6 +112,7 @@ def _write(
             file=f"models/{target}/{artifact.name}",
             receipt=f"models/{target}/receipt.json",
             reason=picked.reason,
+            needs=_needs(run, variant),
         )
     document = manifest.Manifest(
         name=recipe.name,
@@ -115,6 +129,9 @@ def _write(
         reference=measured.reference.metric,
         gates=verified.gates,
         targets=entries,
+        platform=manifest.Platform(
+            system=platform.system(), machine=platform.machine(), isa=hardware.instruction_sets()
+        ),
         provenance={
             "stages": {name: record["versions"] for name, record in run.manifest["stages"].items()},
             "data_sha256": extra["data"]["sha256"],
@@ -122,4 +139,19 @@ def _write(
     )
     if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
-    return manifest.write(document, sources, out)
+    return manifest.write(document, sources, out, sign=sign)
+
+
+def _needs(run: Run, variant: Variant) -> manifest.Needs:
+    """What the runtime must read, by the library that compiled the variant and, of a graph, by its own header."""
+    assert variant.file is not None
+    compiled = run.manifest["stages"]["compile"]["versions"]
+    names = fit.PACKAGES.get(variant.backend, (variant.backend,))
+    package = next((name for name in names if name in compiled), names[0])
+    model = trace.load(run / variant.file) if variant.file.endswith(".onnx") else None
+    return manifest.Needs(
+        opset=inspect.opset(model) if model else None,
+        ir=model.ir_version if model else None,
+        package=package,
+        version=compiled.get(package),
+    )
