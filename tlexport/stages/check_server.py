@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import tensors
 from tlexport.backends import DEFAULTS, Runner, ort, registry, typed
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
+from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import CompileError, GateError, NotInstalledError, RecipeError, UndecidedError
 from tlexport.evidence.accuracy import operating
 from tlexport.evidence.live import mistakes, parity, stream, verdict
@@ -28,7 +29,7 @@ from tlexport.evidence.live.mistakes import answers as behind
 from tlexport.evidence.live.verdict import Answers, Seen, Truth
 from tlexport.graph import retype
 from tlexport.progress import Progress
-from tlexport.results import CheckServerResult
+from tlexport.results import CheckServerResult, Refusal
 from tlexport.serving import asking
 from tlexport.serving import client as clients
 from tlexport.serving.asking import Asking
@@ -62,6 +63,7 @@ class _Bundle:
     path: Path
     document: manifest.Manifest
     target: str
+    refused: dict[str, tuple[Refusal, ...]]  # target -> why its variant may not or cannot be loaded here
     inputs: NDArray[Any]
     session: Session | None
     truth: Truth
@@ -72,14 +74,16 @@ class _Bundle:
         return min(self.document.batch.max, LARGEST)
 
 
-def run(url: str, bundle: Path, ask: Ask, access: Access, progress: Progress) -> CheckServerResult:
-    """Compare the server at `url` with `bundle`, whose hashes are checked before anything is loaded.
+def run(
+    url: str, bundle: Path, ask: Ask, access: Access, progress: Progress, *, trust: Trust = NOBODY
+) -> CheckServerResult:
+    """Compare the server at `url` with `bundle`, which is checked before anything of it is loaded.
 
-    Raises BundleError if the bundle is not as packaged, ServerError if the server cannot be reached, has not the model or is
+    Raises PreflightError if the bundle is not as packaged, ServerError if the server cannot be reached, has not the model or is
     not ready, UndecidedError if it refuses to answer.
     """
     with ExitStack() as stack:
-        held = _opened(bundle, ask.target, stack)
+        held = _opened(bundle, ask.target, trust, stack)
         client = clients.connect(url, access)
         stack.callback(client.close)
         clients.require_ready(client, "")
@@ -172,14 +176,15 @@ def _sizes(largest: int) -> list[int]:
     return sorted({*(2**power for power in range(7) if 2**power <= largest), largest})
 
 
-def _opened(bundle: Path, wanted: str | None, stack: ExitStack) -> _Bundle:
-    document = manifest.check(bundle)
+def _opened(bundle: Path, wanted: str | None, trust: Trust, stack: ExitStack) -> _Bundle:
+    document, refused = preflight.by_target(bundle, trust=trust)
     target = manifest.target(document, wanted)
     entry = document.targets[target]
     inputs = np.load(bundle / "golden" / "inputs.npy", allow_pickle=False)
-    session, own, why_not = None, {}, ""
+    session, own, why_not = None, {}, "; ".join(of.reason for of in refused[target])
     try:
-        session = _session(bundle / entry.file, entry.variant.backend, target, document, stack)
+        if not refused[target]:
+            session = _session(bundle / entry.file, entry.variant.backend, target, document, stack)
     except (NotInstalledError, CompileError) as error:
         why_not = " ".join(str(error).split())
     if session is not None:
@@ -195,7 +200,7 @@ def _opened(bundle: Path, wanted: str | None, stack: ExitStack) -> _Bundle:
         why_not=why_not,
         decide=decide,
     )
-    return _Bundle(bundle, document, target, inputs, session, truth, [])
+    return _Bundle(bundle, document, target, refused, inputs, session, truth, [])
 
 
 def _session(
@@ -252,6 +257,9 @@ def _others(held: _Bundle, deploy: str, stack: ExitStack) -> Iterator[Hypothesis
     for target, entry in held.document.targets.items():
         if target == held.target:
             continue
+        if held.refused[target]:
+            held.notes.append(f"not tried: the variant for {target} ({held.refused[target][0].reason})")
+            continue
         try:
             other = _session(held.path / entry.file, entry.variant.backend, target, held.document, stack)
         except (NotInstalledError, CompileError) as error:
@@ -261,11 +269,14 @@ def _others(held: _Bundle, deploy: str, stack: ExitStack) -> Iterator[Hypothesis
 
 
 def _previous(held: _Bundle, path: Path, stack: ExitStack) -> Iterator[Hypothesis]:
-    document = manifest.check(path)
+    document, refused = preflight.by_target(path)
     if document.inputs != held.document.inputs:
         raise RecipeError(f"{path} takes other inputs than {held.path}: it is no earlier version of it")
     target = held.target if held.target in document.targets else manifest.target(document, None)
     entry = document.targets[target]
+    if refused[target]:
+        held.notes.append(f"not tried: {path} ({refused[target][0].reason})")
+        return
     session = _session(path / entry.file, entry.variant.backend, target, document, stack)
     yield Hypothesis(
         f"an older version of the model: {path}",

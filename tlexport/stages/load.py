@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import tensors
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
+from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import GateError, LatencyGateError, RecipeError, ServerError, UndecidedError
 from tlexport.evidence import machine
 from tlexport.evidence.accuracy import parity
@@ -64,16 +65,19 @@ class Ask(BaseModel):
     out: Path | None = Field(None, description="JSON file; every request goes beside it")
 
 
-def run(url: str, bundle: Path, ask: Ask, access: Access, progress: Progress) -> LoadResult:
-    """Load the server at `url`, which serves `bundle`; the bundle's hashes are checked first.
+def run(
+    url: str, bundle: Path, ask: Ask, access: Access, progress: Progress, *, trust: Trust = NOBODY
+) -> LoadResult:
+    """Load the server at `url`, which serves `bundle`; the bundle is checked first.
 
-    Raises RecipeError where neither a rate nor a limit is given, ServerError if the server cannot be reached or asked.
+    Raises PreflightError if it is not as packaged, RecipeError where neither a rate nor a limit is given, ServerError if the
+    server cannot be reached or asked.
     """
     if ask.rate is None and ask.max_p99_ms is None:
         raise RecipeError("load needs --rate, or --max-p99 to find the largest rate within it")
     if ask.rate is not None and round(ask.rate * ask.seconds) < 1:
         raise RecipeError(f"{ask.rate:g}/s for {ask.seconds:g} s is not one request; ask for more --seconds")
-    document = manifest.check(bundle)
+    document = preflight.check(bundle, trust=trust)
     with ExitStack() as stack:
         client = clients.connect(url, access)
         stack.callback(client.close)
@@ -299,10 +303,8 @@ def _verdict(
         return "fail" if slowest.verdict == "over" else "undecided", largest.note
     if found.failed > traffic.LOST:
         counts = ", ".join(f"{count} {kind}" for kind, count in found.counts.items())
-        return (
-            "fail",
-            f"at {ask.rate:g}/s {found.failed:.1%} of the requests were not answered ({counts}): no p99 of all is within {limit:g} ms",
-        )
+        failed = f"{found.failed:.1%} of the requests were not answered ({counts})"
+        return "fail", f"at {ask.rate:g}/s {failed}: no p99 of all is within {limit:g} ms"
     probe = capacity.judged(found.as_one(never_s), ask.rate, ask.seconds, limit)
     reason = f"at {ask.rate:g}/s: {probe.reason}, limit {limit:g} ms"
     if probe.verdict == "undecided":
