@@ -797,6 +797,17 @@ class LoadResult(Result):
     raw: str | None = Field(None, description="file with every request in seconds")
 
 
+class ServeResult(Result):
+    """What `tlexport serve` says once it answers."""
+
+    bundle: str
+    model: str
+    version: str
+    http: str
+    grpc: str | None
+    process: int
+
+
 SCHEMAS: dict[str, type[BaseModel]] = {
     "pretrain": PretrainResult,
     "finetune": FinetuneResult,
@@ -819,5 +830,6 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "recipes": RecipesResult,
     "check-server": CheckServerResult,
     "load": LoadResult,
+    "serve": ServeResult,
     "error": ErrorResult,
 }

@@ -9,10 +9,12 @@ hand-off to a thread and back, the loop's thread runs it itself (`inline`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,7 +70,11 @@ class Batcher:
         self._loop = loop
         self._free = list(runs)
         self._workers = len(runs)
-        self._threads = None if limits.inline else ThreadPoolExecutor(len(runs), "worker")
+        self._jobs: queue.SimpleQueue[tuple[Run, list[Waiting]] | None] = queue.SimpleQueue()
+        if not limits.inline:
+            for number in range(len(runs)):
+                # A run that never returns must not keep the process from leaving.
+                threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._samples = 0
         self._scheduled = False
@@ -117,8 +123,8 @@ class Batcher:
             await self._empty
         if self._sweep is not None:
             self._sweep.cancel()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
+        for _ in range(self._workers):
+            self._jobs.put(None)
 
     def _leave(self, entry: Waiting) -> bool:
         if self._waiting.pop(id(entry), None) is None:
@@ -144,12 +150,13 @@ class Batcher:
             if not batch:
                 return
             run = self._free.pop()
-            if self._threads is None:
-                self._done(run, batch, *_answered(run, batch))
-                if self._waiting and not self._scheduled:
-                    self._schedule()
-                return
-            self._threads.submit(self._work, run, batch)
+            if not self.limits.inline:
+                self._jobs.put((run, batch))
+                continue
+            self._done(run, batch, *_answered(run, batch))
+            if self._waiting and not self._scheduled:
+                self._schedule()
+            return
 
     def _worth_waiting(self) -> float:
         """Seconds until the oldest request has waited `max_delay`; none if a batch is full."""
@@ -176,10 +183,16 @@ class Batcher:
         self._observer.queued(self._samples)
         return batch
 
-    def _work(self, run: Run, batch: list[Waiting]) -> None:
-        """In a worker's thread."""
-        outcomes, seconds, error = _answered(run, batch)
-        self._loop.call_soon_threadsafe(self._done, run, batch, outcomes, seconds, error)
+    def _work(self) -> None:
+        """A worker's thread."""
+        while (job := self._jobs.get()) is not None:
+            run, batch = job
+            outcomes, seconds, error = _answered(run, batch)
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the loop was closed at the end of a drain that ran out of time
+                self._loop.call_soon_threadsafe(self._done, run, batch, outcomes, seconds, error)
+            del job, run, batch, outcomes
 
     def _done(
         self, run: Run, batch: list[Waiting], outcomes: list[Outcome], seconds: float, error: Exception | None
@@ -191,16 +204,23 @@ class Batcher:
         waits = [started - entry.arrived for entry in batch]
         self._observer.ran(sum(entry.request.samples for entry in batch), waits, seconds)
         # The next batch starts before this one's answers are written.
-        if self._threads is not None and self._waiting and not self._scheduled:
+        if not self.limits.inline and self._waiting and not self._scheduled:
             self._dispatch()
         for entry, outcome in zip(batch, outcomes, strict=True):
-            if not entry.withdrawn:
-                entry.answer(outcome)
+            self._tell(entry, outcome)
         self._tell_empty()
 
     def _drop(self, entry: Waiting) -> None:
         if self._leave(entry):
-            entry.answer(expired())
+            self._tell(entry, expired())
+
+    def _tell(self, entry: Waiting, outcome: Outcome) -> None:
+        if entry.withdrawn:
+            return
+        try:
+            entry.answer(outcome)
+        except Exception as error:  # noqa: BLE001  one connection's trouble must not keep the others' answers
+            self._observer.failed(error)
 
     def _sweep_at(self, when: float) -> None:
         if self._sweep is not None:

@@ -8,8 +8,6 @@ import signal
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 import uvloop
@@ -19,6 +17,7 @@ from tlexport.run import write_json
 from tlexport.serving import rpc
 from tlexport.serving.connection import Connection
 from tlexport.serving.log import Log
+from tlexport.serving.place import Bound, Place
 from tlexport.serving.service import Service, Settings
 from tlexport.serving.slot import Model
 
@@ -33,38 +32,13 @@ class ListenError(TlexportError):
 class Source:
     """Where model versions come from. Both methods are called in a thread of their own, one at a time."""
 
-    def state(self) -> str:
-        """Changes when there may be a new version; cheap, called every second."""
+    def state(self) -> str | None:
+        """Changes when there may be a new version; None while there is nothing. Cheap: called every second."""
         raise NotImplementedError
 
     def load(self) -> Model:
         """Check, load, test and warm up what is there now. Raises TlexportError if it may not be served."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to listen; port 0 is any free one. `certificate` and `key` are PEM files for TLS, `watch`: look for new versions."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc_port: int | None = 8001
-    certificate: Path | None = None
-    key: Path | None = None
-    connections: int = 1024
-    drain_seconds: float = 30.0
-    watch: bool = True
-    ports_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The addresses that a server listens on."""
-
-    http: str
-    grpc: str | None
-    model: str
-    version: str
 
 
 def run(
@@ -81,7 +55,6 @@ class _Server:
     def __init__(self, source: Source, settings: Settings, place: Place, log: Log) -> None:
         self.source, self.settings, self.place, self.log = source, settings, place, log
         self.connections: set[Connection] = set()
-        self.loaded_state = ""
 
     async def live(self, ready: Callable[[Bound], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -163,15 +136,20 @@ class _Server:
                 connection.expire(now)
 
     def _reload(
-        self, state: str, look: threading.Event, ended: threading.Event, loop: asyncio.AbstractEventLoop
+        self,
+        state: str | None,
+        look: threading.Event,
+        ended: threading.Event,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """In a thread of its own: a new version is loaded beside the old one, which serves on if the new one is refused."""
-        refused, reason = "", ""
+        refused: str | None = None
+        reason = ""
         while not ended.is_set():
             asked = look.wait(_TICK if self.place.watch else None)
             look.clear()
             found = self.source.state()
-            if ended.is_set() or found == state or (found == refused and not asked):
+            if ended.is_set() or found in (None, state) or (found == refused and not asked):
                 continue
             try:
                 model = self.source.load()
@@ -182,7 +160,7 @@ class _Server:
                     self.log.write("version refused", error=type(error).__name__, reason=reason)
                 loop.call_soon_threadsafe(self._count_reload, "refused")
                 continue
-            state, refused, reason = found, "", ""
+            state, refused, reason = found, None, ""
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take_up, model)
 
