@@ -7,17 +7,22 @@ from onnx import TensorProto
 
 
 def taking_floats(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A copy whose uint8 inputs are float32. None where there is none, or where one is read by another node than a Cast.
-
-    A Cast takes any type, so nothing behind it changes.
+    """A copy whose uint8 inputs are float32, cast to the graph's own type where it casts them. None where there is no such
+    input, or where something before the Cast takes bytes alone.
     """
     bytes_ = {of.name for of in model.graph.input if of.type.tensor_type.elem_type == TensorProto.UINT8}
-    readers = {node.op_type for node in model.graph.node if bytes_ & set(node.input)}
-    if not bytes_ or readers != {"Cast"}:
+    if not bytes_:
         return None
     made = onnx.ModelProto()
     made.CopyFrom(model)
     for of in made.graph.input:
         if of.name in bytes_:
             of.type.tensor_type.elem_type = TensorProto.FLOAT
+    known = [of for of in made.graph.value_info if of.type.tensor_type.elem_type != TensorProto.UINT8]
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(known)
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return None
     return made

@@ -83,7 +83,7 @@ def _suspect(answers: Floats, own: Floats, of: Hypothesis, limit: float) -> Susp
         return None
     error, explained = _distance(seen, outputs), _explained(answers, own, seen - outputs)
     fits = error <= limit and explained >= ALL_BUT
-    if not fits and (of.least >= NEVER or explained < of.least):
+    if not fits and not _near(of, error, explained, float(np.ptp(own, axis=0).max())):
         return None
     return Suspect(
         says=of.says,
@@ -93,6 +93,13 @@ def _suspect(answers: Floats, own: Floats, of: Hypothesis, limit: float) -> Susp
         fits=fits,
         p=None if fits else _by_chance(answers, outputs),
     )
+
+
+def _near(of: Hypothesis, error: float, explained: float, spread: float) -> bool:
+    """Whether it may be suspected. What is repeated exactly leaves no more than another precision would; a rough one may."""
+    if of.least >= NEVER or explained < of.least:
+        return False
+    return of.least < PRECISE or error <= NEAR * spread
 
 
 def _explained(answers: Floats, own: Floats, left: Floats) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tlexport.evidence.live.mistakes import NEVER, Mistake, Samples
 
+LEAST = 0.85  # share that a scaling must explain: a wrong scale moves a table's answers much the same way as another one
 MOST_PAIRS = 2048  # of columns that are tried swapped: 64 columns
 SCALES = "only an approximation: the training table's mean and spread are not in the bundle, the golden samples' are taken"
 
@@ -29,7 +30,7 @@ def _missing(categories: NDArray[np.bool_]) -> list[Mistake]:
         Mistake(f"missing values as {word}", advice, partial(_filled, value=value))
         for word, value in filled.items()
     ]
-    means = Mistake(f"missing values as the column's mean ({SCALES})", advice, _as_means)
+    means = Mistake(f"missing values as the column's mean ({SCALES})", advice, _as_means, LEAST)
     return [*found, means] if not categories.all() else found
 
 
@@ -78,8 +79,8 @@ def _scaled(categories: NDArray[np.bool_]) -> list[Mistake]:
         return lambda x: np.where(categories, x, change(x)).astype(np.float32)
 
     return [
-        Mistake(f"standardised twice ({SCALES})", advice, numeric(_standardised)),
-        Mistake(f"scaled to 0-1 before the graph ({SCALES})", advice, numeric(_ranged)),
+        Mistake(f"standardised twice ({SCALES})", advice, numeric(_standardised), LEAST),
+        Mistake(f"scaled to 0-1 before the graph ({SCALES})", advice, numeric(_ranged), LEAST),
         Mistake("numbers cut to whole ones", advice, numeric(np.trunc)),
         Mistake("logarithms for values", advice, numeric(lambda x: np.log1p(np.maximum(x, 0)))),
     ]
