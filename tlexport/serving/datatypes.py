@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def from_bytes(data: Any, offset: int, size: int, name: str, shape: Sequence[int
 
 def to_bytes(array: NDArray[Any]) -> bytes:
     """The elements, row-major and little-endian."""
+    if array.dtype.isnative and sys.byteorder == "little":
+        return array.tobytes()
     return array.astype(dtype(array.dtype.name), copy=False).tobytes()
 
 

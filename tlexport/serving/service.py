@@ -32,12 +32,20 @@ class Service:
     def __init__(self, settings: Settings, log: Log) -> None:
         self.settings = settings
         self.log = log
-        self.metrics = Metrics(log)
+        self.metrics = Metrics(log, self._now)
         self.slot = Slot(self.metrics)
         self.draining = False
         self.in_flight = 0
         self.tracer = Tracer()
         self.time: Callable[[], float] = asyncio.get_running_loop().time
+
+    def _now(self) -> dict[str, float]:
+        served = self.slot.current
+        return {
+            "requests_in_flight": self.in_flight,
+            "queue_samples": served.batcher.samples if served else 0,
+            "ready": self.ready,
+        }
 
     @property
     def ready(self) -> bool:
@@ -108,7 +116,6 @@ class Call:
         self._ended = False
         self._end_span = service.tracer.start(headers)
         service.in_flight += 1
-        service.metrics.in_flight.set(service.in_flight)
 
     def end(self, status: int, samples: int = 0) -> None:
         """The answer is on its way, or nobody waits for it (499). Later calls do nothing."""
@@ -117,7 +124,6 @@ class Call:
         self._ended = True
         service = self._service
         service.in_flight -= 1
-        service.metrics.in_flight.set(service.in_flight)
         seconds = service.time() - self.arrived
         service.metrics.answered(self._protocol, status, seconds)
         self._end_span(status)
