@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import tlexport
 from tlexport.serving.batcher import Outcome, Waiting, overloaded
@@ -63,6 +65,16 @@ class Service:
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token):
             raise ProtocolError(401, "this server wants its token: Authorization: Bearer TOKEN")
+
+    def failed(self, error: BaseException) -> None:
+        """Something went wrong here that is nobody's request's fault."""
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        self.log.write(
+            "mistake",
+            error=type(error).__name__,
+            reason=" ".join(str(error).split())[:500],
+            where=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in where],
+        )
 
     def require_room(self) -> None:
         """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
