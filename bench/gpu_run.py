@@ -57,14 +57,14 @@ def main(description: str) -> None:
 
 def placed(options: argparse.Namespace) -> tuple[str, Path]:
     """The target and the result file. Ends the program where a result would not be what its place says."""
-    from tlexport.backends import gpu
+    from tlexport import hardware
 
     out = destination("gpu", options)
     if options.device == "cpu":
         if not options.dry_run and (out.parent == RESULTS or (options.out is None and not options.quick)):
             raise SystemExit("--device cpu measures no GPU: name another file with --out")
         return "cpu", out
-    if not (target := gpu.capability()):
+    if not (target := hardware.capability()):
         raise SystemExit("no NVIDIA GPU here; --device cpu --out FILE runs the same program on the CPU")
     return target, out
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from pipeline import SMALL, Built, Ended
 
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
 from tlexport.progress import Silent
 from tlexport.recipe import with_overrides
 from tlexport.run import Run
@@ -161,7 +161,7 @@ def completes(tlx: Cli, arguments: list[str], stage: str, run: Path, bundle: Pat
     hidden = [p for p in run.rglob(".*.partial") if "cache" not in p.relative_to(run).parts]
     assert hidden == []
     if stage == "package":
-        manifest.check(bundle)
+        preflight.check(bundle)
     else:
         Run(run).require_unchanged(stage)
     return ended
@@ -217,7 +217,7 @@ def test_stopped_while_a_bundle_is_replaced(
         assert not bundle_copy.exists()
     else:
         assert (bundle_copy / manifest.NAME).read_bytes() == old
-        manifest.check(bundle_copy)
+        preflight.check(bundle_copy)
     completes(tlx, command("package", run, bundle_copy), "package", run, bundle_copy)
     assert (bundle_copy / manifest.NAME).read_bytes() != old
 

@@ -73,10 +73,21 @@ def build(
 
 
 def predict(
-    bundle: str | Path, data: str | Path, *, out: str | Path, target: str | None = None
+    bundle: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    target: str | None = None,
+    public_key: str | Path | None = None,
+    trust_unsigned: bool = False,
 ) -> PredictResult:
-    """Run a bundle on new raw data, prepared as its manifest says; the answers become the CSV `out`."""
+    """Run a bundle on new raw data, prepared as its manifest says; the answers become the CSV `out`.
+
+    A bundle that runs an engine or a compiled library needs a signature that `public_key` verifies, or `trust_unsigned`.
+    """
+    from tlexport.bundle.preflight import Trust
     from tlexport.progress import Silent
     from tlexport.stages import predict as stage
 
-    return stage.run(Path(bundle), str(data), Silent(), out=Path(out), target=target)
+    trust = Trust(public_key=Path(public_key) if public_key else None, unsigned=trust_unsigned)
+    return stage.run(Path(bundle), str(data), Silent(), out=Path(out), target=target, trust=trust)

@@ -17,6 +17,7 @@ TlexportError             1   anything not named below
 │   ├── LatencyGateError  13  too slow: over a limit, or slower than the baseline
 │   └── UndecidedError    14  too few samples, or too noisy a machine, to tell
 ├── BundleError           11  the bundle is incomplete, altered or has no passing verdict
+│   └── PreflightError    11  the bundle may not be trusted, or cannot run here: every reason with its kind
 └── TrainingError         12  fine-tuning diverged or cannot be judged
 
 Exit code 130 is an interrupt (Ctrl-C), 143 a termination request: the run resumes with the same command.
@@ -24,6 +25,11 @@ Each message says what happened, what was available and what to do next.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tlexport.results import Refusal
 
 __all__ = [
     "BackendCrash",
@@ -36,6 +42,7 @@ __all__ = [
     "LeakageError",
     "NoCompilerError",
     "NotInstalledError",
+    "PreflightError",
     "ReceiptError",
     "RecipeError",
     "RunError",
@@ -128,6 +135,22 @@ class UndecidedError(GateError):
 
 class BundleError(TlexportError):
     exit_code = 11
+
+
+class PreflightError(BundleError):
+    """A bundle is not loaded. `refusals` are all the reasons, those against trust before those against this machine."""
+
+    def __init__(self, bundle: object, refusals: tuple[Refusal, ...]) -> None:
+        self.refusals = refusals
+        what = "may not be trusted" if self.untrusted else "cannot run here"
+        shown = "; ".join(refusal.reason for refusal in refusals[:5])
+        more = f" and {len(refusals) - 5} more" if len(refusals) > 5 else ""
+        super().__init__(f"{bundle} {what}: {shown}{more}")
+
+    @property
+    def untrusted(self) -> bool:
+        """Whether any reason is about what the bundle is, and not about this machine."""
+        return any(refusal.untrusted for refusal in self.refusals)
 
 
 class TrainingError(TlexportError):

@@ -415,7 +415,7 @@ class Replayed(Result):
     """A bundle's variant asked its golden samples on this machine."""
 
     variant: Variant = Field(description="as verify and bench left it")
-    verdict: str = Field(description="pass | fail | not run here")
+    verdict: str = Field(description="pass | fail | not run here | not trusted")
     reason: str
     limit: float = Field(description="largest difference from the reference that is taken for the same model")
     max_abs_error: float | None = None
@@ -614,6 +614,47 @@ class RecipesResult(Result):
     recipes: dict[str, str] = Field(description="name -> description, or the file it was copied to")
 
 
+class Refusal(Result):
+    """Why a bundle is not loaded."""
+
+    kind: Literal[
+        "manifest", "version", "name", "size", "missing", "altered", "unlisted", "link", "special", "signature", "unsigned",
+        "target", "library", "driver", "system", "code",
+    ] = Field(
+        description="manifest to unsigned: it may not be trusted; target to code: it cannot run on this machine"
+    )  # fmt: skip
+    file: str = Field("", description="in the bundle; empty: the bundle as a whole")
+    reason: str
+
+    @property
+    def untrusted(self) -> bool:
+        return self.kind not in ("target", "library", "driver", "system", "code")
+
+
+class TargetFit(Result):
+    """Whether what a target runs may and can be loaded on this machine."""
+
+    variant: str
+    backend: str
+    is_code: bool = Field(description="an engine or a compiled library, which needs a verified signature")
+    refusals: tuple[Refusal, ...] = Field((), description="empty: it can be loaded here")
+
+
+class VerifyBundleResult(Result):
+    """What `tlexport verify-bundle` prints; nothing of the bundle was loaded for it."""
+
+    bundle: str
+    name: str | None = Field(description="null: the manifest cannot be read")
+    bundle_version: int | None
+    signature: Literal["verified", "refused", "not checked", "absent"] = Field(
+        description="not checked: there is one, and no key or identity was given to check it by"
+    )
+    files: int = Field(description="with a recorded hash")
+    bytes: int
+    targets: dict[str, TargetFit]
+    refusals: tuple[Refusal, ...] = Field(description="against the bundle itself; empty: it is as packaged")
+
+
 class ErrorResult(Result):
     """What any command prints with --json when it fails."""
 
@@ -630,7 +671,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "compile": CompileResult,
     "explain-drop": ExplainResult,
     "verify": VerifyResult,
-    "verify-bundle": ReplayResult,
+    "replay": ReplayResult,
+    "verify-bundle": VerifyBundleResult,
     "bench": BenchResult,
     "bench-bundle": MeasureResult,
     "gate": GateResult,

@@ -13,7 +13,8 @@ import onnx
 import pytest
 import torch
 
-from tlexport.backends import Options, eager, gpu, ort, ort_cuda, round_trip, trt, trt_options
+from tlexport import hardware
+from tlexport.backends import Options, eager, ort, ort_cuda, round_trip, trt, trt_options
 from tlexport.backends.round_trip import GRAPH, RoundTrip
 from tlexport.backends.trt_runner import EngineRunner
 from tlexport.errors import CompileError
@@ -400,7 +401,7 @@ def test_nothing_is_timed_apart_on_the_cpu(graphs) -> None:
 
 @pytest.mark.gpu
 def test_eager_on_the_gpu_is_timed_apart(graphs) -> None:
-    if not gpu.capability():
+    if not hardware.capability():
         pytest.skip("needs an NVIDIA GPU")
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2)).cuda()
     inputs = {"x": np.ones((2, 6), np.float32)}
@@ -464,7 +465,7 @@ def test_a_graph_with_a_node_that_cuda_lacks_is_run_without_a_cuda_graph(graphs,
 @pytest.mark.parametrize("graphs_on", [False, True])
 @pytest.mark.parametrize("flavour", [trt.RTX, trt.TENSORRT], ids=lambda f: f.NAME)
 def test_an_engine_on_the_gpu_with_and_without_a_graph(flavour, graphs_on, graphs, tmp_path) -> None:
-    target = gpu.capability()
+    target = hardware.capability()
     if not target or target not in flavour.availability().builds:
         pytest.skip(f"needs an NVIDIA GPU that {flavour.NAME} compiles for")
     flavour.build(graphs.paths["fp16"], tmp_path / "m.engine", target, Profile(), graphs.expected("fp16"))

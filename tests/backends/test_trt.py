@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tlexport.backends import gpu, registry, trt
+from tlexport import hardware
+from tlexport.backends import registry, trt
 from tlexport.errors import CompileError, NotInstalledError
 from tlexport.tensors import Profile
 
@@ -83,7 +84,7 @@ def test_refusals_say_what_can_be_done() -> None:
 
 
 def test_tensorrt_never_crosses() -> None:
-    here = gpu.capability()
+    here = hardware.capability()
     other = next(t for t in ("sm75", "sm89") if t != here)
     assert "only for the GPU it runs on" in trt.TENSORRT.refusal(other, "fp16")
     if here:
@@ -137,7 +138,7 @@ def test_only_the_batch_may_be_dynamic(graphs, tmp_path) -> None:
 
 @needs_rtx
 def test_running_without_a_gpu_says_so(tmp_path) -> None:
-    if gpu.capability():
+    if hardware.capability():
         pytest.skip("this machine has a GPU")
     (tmp_path / "m.engine").write_bytes(b"never loaded")
     with (
@@ -150,7 +151,7 @@ def test_running_without_a_gpu_says_so(tmp_path) -> None:
 @pytest.mark.gpu
 @needs_rtx
 def test_an_engine_for_this_gpu_agrees_with_eager(graphs, tmp_path) -> None:
-    target = gpu.capability()
+    target = hardware.capability()
     if target not in trt.RTX.availability().builds:
         pytest.skip("needs an NVIDIA GPU that TensorRT-RTX compiles for")
     build(graphs, "fp16", target, tmp_path / "m.engine")

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tlexport.backends import Options, gpu, isolation, ort, registry, trt, trt_options
+from tlexport import hardware
+from tlexport.backends import Options, isolation, ort, registry, trt, trt_options
 from tlexport.errors import BackendCrash, CompileError
 from tlexport.recipe import TensorRT
 from tlexport.tensors import Profile
@@ -160,7 +161,7 @@ def test_what_is_said_to_be_ignored_changes_no_byte(name, tmp_path) -> None:
 
 
 @needs_rtx
-@pytest.mark.skipif(bool(gpu.capability()), reason="this machine has a GPU")
+@pytest.mark.skipif(bool(hardware.capability()), reason="this machine has a GPU")
 @pytest.mark.parametrize("name", FAILING)
 def test_what_is_said_to_fail_without_a_gpu_fails(name, graphs, tmp_path) -> None:
     with pytest.raises(CompileError, match=FAILING[name]):

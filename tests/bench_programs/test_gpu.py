@@ -96,9 +96,9 @@ def test_a_place_that_would_lie_is_refused(tmp_path: Path, monkeypatch: pytest.M
         gpu_run.placed(asked)
     asked.out = tmp_path / "cpu.json"
     assert gpu_run.placed(asked) == ("cpu", tmp_path / "cpu.json")
-    from tlexport.backends import gpu
+    from tlexport import hardware
 
-    monkeypatch.setattr(gpu, "capability", lambda: "")
+    monkeypatch.setattr(hardware, "capability", lambda: "")
     with pytest.raises(SystemExit, match="no NVIDIA GPU here; --device cpu"):
         gpu_run.placed(SimpleNamespace(device="cuda", out=None, quick=False, dry_run=False))
 

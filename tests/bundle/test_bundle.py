@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pipeline import Built, Ended
 
-from tlexport.bundle import choice, describe, manifest
+from tlexport.bundle import choice, describe, manifest, preflight
 from tlexport.errors import BundleError, GateError, RunError
 from tlexport.results import Variant
 from tlexport.run import Run, digest
@@ -28,7 +28,7 @@ def edit(bundle: Path, change: Callable[[dict], None]) -> None:
 
 
 def test_what_is_in_it(built: Built) -> None:
-    document = manifest.check(built.bundle)
+    document = preflight.check(built.bundle)
     held = {p.relative_to(built.bundle).as_posix() for p in built.bundle.rglob("*") if p.is_file()}
     assert held == {*document.files, manifest.NAME}
     assert {
@@ -94,13 +94,13 @@ def test_removed_added_and_linked_files_are_seen(bundle_copy: Path, tmp_path: Pa
     victim = bundle_copy / "golden/inputs.npy"
     outside = Path(shutil.move(victim, tmp_path / "outside.npy"))
     with pytest.raises(BundleError, match=r"golden/inputs\.npy is missing"):
-        manifest.check(bundle_copy)
+        preflight.check(bundle_copy)
     victim.symlink_to(outside)  # the same bytes, elsewhere
     with pytest.raises(BundleError, match=r"golden/inputs\.npy is a link"):
-        manifest.check(bundle_copy)
+        preflight.check(bundle_copy)
     victim.unlink()
     shutil.move(outside, victim)
-    manifest.check(bundle_copy)
+    preflight.check(bundle_copy)
     for name in ("extra.txt", "models/.hidden", "recipe.yaml"):
         (bundle_copy / name).write_text("name: x")
         with pytest.raises(BundleError, match="is not in the manifest"):
@@ -109,14 +109,14 @@ def test_removed_added_and_linked_files_are_seen(bundle_copy: Path, tmp_path: Pa
     shutil.move(bundle_copy / "golden", tmp_path / "golden")
     (bundle_copy / "golden").symlink_to(tmp_path / "golden")
     with pytest.raises(BundleError, match="golden is a link"):
-        manifest.check(bundle_copy)
+        preflight.check(bundle_copy)
 
 
 def test_a_fifo_in_place_of_a_file_does_not_hang(bundle_copy: Path) -> None:
     (bundle_copy / "golden/inputs.npy").unlink()
     os.mkfifo(bundle_copy / "golden/inputs.npy")
     with pytest.raises(BundleError, match="is missing"):
-        manifest.check(bundle_copy)
+        preflight.check(bundle_copy)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_bundle_is_replaced_whole(run_copy: Run, bundle_copy: Path, tlx: Cli) 
     (bundle_copy / "golden/old.npy").write_text("left by an older version")
     assert tlx("package", run_copy.path, "--out", bundle_copy).code == 0
     assert not (bundle_copy / "golden/old.npy").exists()
-    manifest.check(bundle_copy)
+    preflight.check(bundle_copy)
     assert [p.name for p in bundle_copy.parent.iterdir() if p.name.startswith(".")] == []
 
 

@@ -15,9 +15,9 @@ from tlexport.evidence.machine import (
     Machine,
     describe,
     find_gpus,
-    parse_cpuinfo,
     parse_gpus,
 )
+from tlexport.hardware import parse_cpuinfo
 
 CPUINFO = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Platinum 8480+

@@ -14,7 +14,7 @@ from pipeline import Built
 import tlexport
 from tlexport import tensors
 from tlexport.backends import inductor
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
 from tlexport.errors import BundleError, CompileError, GateError, NoCompilerError
 from tlexport.modalities import MODALITIES
 from tlexport.models.checkpoint import load_checkpoint
@@ -52,12 +52,12 @@ def test_it_is_judged_timed_and_chosen(alone: Run, tmp_path: Path) -> None:
     assert any("inductor: input tensors" in note for note in measured.notes)
     packaged = package.run(alone, recipe, Silent(), out=tmp_path / "bundle")
     assert packaged.chosen == {"cpu": "cpu-inductor-fp32"}
-    entry = manifest.check(tmp_path / "bundle").targets["cpu"]
+    entry = preflight.check(tmp_path / "bundle").targets["cpu"]
     assert entry.file.endswith(".pt2")
     artifact = tmp_path / "bundle" / entry.file
     artifact.write_bytes(artifact.read_bytes() + b"\0")
     with pytest.raises(BundleError, match=r"model\.pt2"):
-        manifest.check(tmp_path / "bundle")
+        preflight.check(tmp_path / "bundle")
 
 
 def test_an_artifact_that_was_changed_is_neither_judged_nor_packaged(alone: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from pipeline import Built, Ended
 
 import tlexport
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
 from tlexport.modalities.tabular_schema import Schema
 from tlexport.recipe import parse
 from tlexport.results import PredictResult
@@ -276,7 +276,7 @@ def test_nothing_of_the_users_is_overwritten(built: Built, tlx: Cli, tmp_path: P
     images_of(built.bundle, tmp_path / "new.npz")
     for out, code in ((built.bundle / "p.csv", 2), (tmp_path / "new.npz", 2), (tmp_path, 7)):
         assert tlx("predict", built.bundle, tmp_path / "new.npz", "--out", out).code == code
-    manifest.check(built.bundle)
+    preflight.check(built.bundle)
     np.load(tmp_path / "new.npz")
 
 

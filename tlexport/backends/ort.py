@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tlexport import hardware
 from tlexport.backends import (
     DEFAULTS,
     Artifact,
@@ -25,7 +26,6 @@ from tlexport.backends import (
     Runner,
     Tensors,
     capabilities,
-    gpu,
     ort_cuda,
     receipt,
     typed,
@@ -190,7 +190,7 @@ def _cuda_problem() -> tuple[str, str]:
     """The target this machine's CUDA provider runs, and why it does not run if it does not."""
     import onnxruntime as ort
 
-    if not (capability := gpu.capability()):
+    if not (capability := hardware.capability()):
         return "", "no NVIDIA GPU here: ONNX Runtime runs on the CPU only"
     if _CUDA not in ort.get_available_providers():
         return (

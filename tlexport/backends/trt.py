@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tlexport import hardware
 from tlexport.backends import (
     DEFAULTS,
     Artifact,
@@ -23,7 +24,6 @@ from tlexport.backends import (
     Options,
     Runner,
     capabilities,
-    gpu,
     receipt,
     trt_options,
     trt_progress,
@@ -57,7 +57,7 @@ class Flavour:
     def availability(self) -> Availability:
         if importlib.util.find_spec(self.module) is None:
             return Availability(False, note=f"pip install 'tlexport[{self.EXTRA}]'")
-        trt, here = self._library(), gpu.capability()
+        trt, here = self._library(), hardware.capability()
         own = tuple(filter(None, [here]))
         builds = self._ahead_of_time() if self.crosses else own
         note = (
@@ -72,7 +72,7 @@ class Flavour:
         if reason := capabilities.refusal(self.NAME, target, precision):
             return reason
         if not self.crosses:
-            here = gpu.capability()
+            here = hardware.capability()
             found = f"this machine has {here}" if here else "this machine has no NVIDIA GPU"
             return (
                 ""
@@ -146,7 +146,7 @@ class Flavour:
         trt = self._library()
         if device != "cuda":
             raise CompileError(f"{self.NAME} engines run on an NVIDIA GPU, not on the {device}")
-        if not (here := gpu.capability()):
+        if not (here := hardware.capability()):
             raise CompileError(
                 f"{artifact} needs an NVIDIA GPU to run and this machine has none; it can only be built here"
             )

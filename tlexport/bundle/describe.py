@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
 from tlexport.errors import BundleError
 from tlexport.results import InspectResult, Variant
 from tlexport.run import Run
@@ -16,7 +16,7 @@ def describe(path: Path) -> InspectResult:
     if (path / "recipe.yaml").is_file() and not manifest.stands_in(path):
         return InspectResult(path=str(path), kind="run", summary=_run(Run(path)))
     if (path / manifest.NAME).is_file():
-        return InspectResult(path=str(path), kind="bundle", summary=_bundle(manifest.check(path)))
+        return InspectResult(path=str(path), kind="bundle", summary=_bundle(preflight.check(path)))
     raise BundleError(f"{path} is neither a bundle (manifest.json) nor a run (recipe.yaml)")
 
 

@@ -1,21 +1,28 @@
-"""manifest.json of a bundle: its contents, provenance and the SHA-256 of every file."""
+"""manifest.json of a bundle: its contents, provenance and the SHA-256 of every file.
+
+Version 1 has neither `platform` nor an entry's `needs`; it is read as well. The schema of each version stands in docs/schemas.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlexport import targets
-from tlexport.errors import BundleError, RecipeError
-from tlexport.results import Decision, Variant
+from tlexport.errors import PreflightError, RecipeError
+from tlexport.results import Decision, Refusal, Variant
 from tlexport.run import digest, replacing, write_json
 from tlexport.tensors import Profile, TensorSpec
 
 NAME = "manifest.json"
+SIGNATURE = "model.sig"  # not in the manifest: it signs that too
+VERSION: Literal[2] = 2
+SCHEMA_ID = "urn:tlexport:schema:bundle:2"
 LARGEST_MANIFEST = 16 << 20
 
 
@@ -24,6 +31,27 @@ class File(BaseModel):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
+
+
+class Platform(BaseModel):
+    """Where a bundle was packaged: what compiled code in it was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str = Field(description="Linux, Darwin or Windows")
+    machine: str = Field(description="x86_64, aarch64 ...")
+    isa: tuple[str, ...] = Field(description="vector extensions of its CPU; empty: they could not be read")
+
+
+class Needs(BaseModel):
+    """What the runtime must be able to read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    opset: int | None = Field(None, description="of a graph: its version of ONNX's default operator set")
+    ir: int | None = Field(None, description="of a graph: the version of ONNX's file format")
+    package: str = Field(description="the library that built the variant, by its name in pip")
+    version: str | None = Field(description="of that library; null: not recorded")
 
 
 class Entry(BaseModel):
@@ -35,6 +63,7 @@ class Entry(BaseModel):
     file: str
     receipt: str
     reason: str
+    needs: Needs | None = None
 
 
 class Manifest(BaseModel):
@@ -42,7 +71,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle_version: Literal[1] = 1
+    bundle_version: Literal[1, 2] = VERSION
     name: str
     modality: str = Field("image", description="says what `preprocessing` describes")
     backbone: str
@@ -57,21 +86,34 @@ class Manifest(BaseModel):
     reference: float | None
     gates: dict[str, Any]
     targets: dict[str, Entry]
+    platform: Platform | None = None
     provenance: dict[str, Any]
     files: dict[str, File] = Field(default_factory=dict)
 
 
-def write(document: Manifest, sources: dict[str, Path], out: Path) -> Manifest:
-    """Copy `sources` (name in the bundle -> file) beside `out`, hash the copies, and rename: a bundle is whole or absent."""
+def write(
+    document: Manifest,
+    sources: Mapping[str, Path | bytes],
+    out: Path,
+    *,
+    sign: Callable[[Path], None] = lambda folder: None,
+) -> Manifest:
+    """Copy `sources` (name in the bundle -> a file, or what it holds) beside `out`, hash the copies, `sign` the folder and
+    rename it: a bundle is whole or absent.
+    """
     with replacing(out) as partial:
         files = {}
         for name, source in sorted(sources.items()):
             copy = partial / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            if isinstance(source, bytes):
+                copy.write_bytes(source)
+            else:
+                shutil.copyfile(source, copy)
             files[name] = File(sha256=digest(copy), bytes=copy.stat().st_size)
         document = document.model_copy(update={"files": files})
         write_json(partial / NAME, document.model_dump(mode="json"))
+        sign(partial)
     return document
 
 
@@ -88,28 +130,45 @@ def stands_in(folder: Path) -> bool:
 
 
 def read(bundle: Path) -> Manifest:
-    """The manifest, with names that stay inside the bundle. Raises BundleError."""
+    """The manifest as it stands; whether the bundle is what it says is for `preflight.check`. Raises PreflightError."""
     path = bundle / NAME
-    if not path.is_file():
-        raise BundleError(f"{bundle} is not a bundle (no {NAME} in it)")
+    if path.is_symlink() or not path.is_file():
+        raise _refused(bundle, "manifest", f"{bundle} is not a bundle (no {NAME} in it)")
     if path.stat().st_size > LARGEST_MANIFEST:
-        raise BundleError(f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)")
+        raise _refused(
+            bundle, "manifest", f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
+        )
+    unreadable = f"{path} is not a manifest this tlexport can read"
     try:
-        document = Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{path} is not a manifest this tlexport can read: {str(error).splitlines()[0]}"
-        ) from error
-    for name in document.files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
-            raise BundleError(f"{path} names a file outside the bundle: {name!r}")
-        if "\0" in name or pure.as_posix() != name or name in (".", NAME):
-            raise BundleError(f"{path} names no file of a bundle: {name!r}")
-    for target, entry in document.targets.items():
-        if unlisted := {entry.file, entry.receipt} - document.files.keys():
-            raise BundleError(f"{path} has no hash of what {target} runs: {', '.join(sorted(unlisted))}")
-    return document
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _refused(bundle, "manifest", f"{unreadable}: {str(error).splitlines()[0]}") from error
+    version = parsed.get("bundle_version") if isinstance(parsed, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise _refused(
+            bundle,
+            "version",
+            f"{unreadable}: it has version {version}, and versions 1 to {VERSION} are known; update tlexport",
+        )
+    try:
+        return Manifest.model_validate(parsed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _refused(bundle, "manifest", f"{unreadable}: {where}: {first['msg']}") from error
+
+
+def _refused(bundle: Path, kind: Literal["manifest", "version"], reason: str) -> PreflightError:
+    return PreflightError(bundle, (Refusal(kind=kind, file=NAME, reason=reason),))
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a manifest of VERSION, as docs/schemas publishes it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        **Manifest.model_json_schema(),
+    }
 
 
 def target(document: Manifest, wanted: str | None) -> str:
@@ -126,24 +185,3 @@ def target(document: Manifest, wanted: str | None) -> str:
     if name not in held:
         raise RecipeError(f"the bundle holds nothing for {name} (it is for: {', '.join(held)})")
     return name
-
-
-def check(bundle: Path) -> Manifest:
-    """Read the manifest and hash every file. Raises BundleError naming what is missing, altered or not listed."""
-    document = read(bundle)
-    wrong = []
-    for name, file in document.files.items():
-        path = bundle / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif path.stat().st_size != file.bytes or digest(path) != file.sha256:
-            wrong.append(f"{name} was altered")
-    entries = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*")}
-    wrong += [f"{name} is a link" for name, path in sorted(entries.items()) if path.is_symlink()]
-    present = {name for name, path in entries.items() if not path.is_dir() and not path.is_symlink()}
-    wrong += [f"{name} is not in the manifest" for name in sorted(present - set(document.files) - {NAME})]
-    if wrong:
-        raise BundleError(
-            f"{bundle} is not the bundle that was packaged: {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}"
-        )
-    return document

@@ -15,13 +15,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from tlexport import cores
+from tlexport.hardware import parse_cpuinfo
 
-# What decides which kernels an inference library picks, by the kernel's names for it (x86, then Arm).
-RELEVANT_ISA = (
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
-    "avx_vnni_int8", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
-    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
 VNNI = {"avx512_vnni", "avx_vnni"}
 GPU_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
@@ -46,7 +41,7 @@ class Machine(Frozen):
     logical_cores: int | None
     usable_cores: int
     quota_cores: float | None  # limit of the container's CPU time; None: no limit known
-    isa: tuple[str, ...]  # those of RELEVANT_ISA; empty where they cannot be read
+    isa: tuple[str, ...]  # those of hardware.RELEVANT_ISA; empty where they cannot be read
     frequency_mhz: float | None  # as reported now
     max_frequency_mhz: float | None
     governor: str | None
@@ -132,22 +127,6 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         mib = int(memory.removesuffix("MiB")) if memory else None
         gpus.append(Gpu(name=name or "unnamed", compute_capability=capability, memory_mib=mib, driver=driver))
     return tuple(gpus)
-
-
-def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...], bool | None]:
-    """Model, relevant instruction sets and whether a hypervisor shows, from the text of /proc/cpuinfo."""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields.setdefault(key.strip(), value.strip())
-    listed = fields.get("flags") or fields.get("Features")
-    if listed is None:
-        return fields.get("model name"), (), None
-    flags = set(listed.split())
-    # Arm's cpuinfo does not show a hypervisor, so nothing can be said there.
-    virtualised = "hypervisor" in flags if "flags" in fields else None
-    return fields.get("model name"), tuple(name for name in RELEVANT_ISA if name in flags), virtualised
 
 
 def _frequency() -> tuple[float | None, float | None]:

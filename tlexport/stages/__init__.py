@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tlexport import cores
+from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import GateError, RecipeError
 from tlexport.evidence.gate import rule, store
 from tlexport.evidence.gate.sessions import Build
@@ -98,6 +99,7 @@ def latency_gate(
     tolerance: float | None = None,
     seconds: float | None = None,
     history: Path | None = None,
+    trust: Trust = NOBODY,
 ) -> GateResult:
     """What a run's or bundle's target got, held `against` another one or a stored baseline, or saved as that; see stages.gate.
 
@@ -107,13 +109,13 @@ def latency_gate(
         raise RecipeError(
             "--against compares two builds and needs no baseline: leave out --baseline, --save-baseline and --history"
         )
-    build = _to_be_timed(path, target)
+    build = _to_be_timed(path, target, trust)
     tolerance = rule.TOLERANCE if tolerance is None else tolerance
     seconds = gate.SECONDS if seconds is None else seconds
     if against:
         return gate.beside(
             build,
-            _to_be_timed(against, target),
+            _to_be_timed(against, target, trust),
             progress,
             path=path,
             against=against,
@@ -132,9 +134,9 @@ def latency_gate(
     return result
 
 
-def _to_be_timed(path: Path, target: str | None) -> Build:
+def _to_be_timed(path: Path, target: str | None, trust: Trust) -> Build:
     """A measured subject as one that another process can load."""
-    subject = measure.subject(path, target)
+    subject = measure.subject(path, target, trust)
     most = cores.usable()
     return Build(
         model=subject.model,

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import cores, tensors
 from tlexport.backends import Bound, Options, Runner, Tensors, registry
-from tlexport.bundle import choice, manifest
+from tlexport.bundle import choice, manifest, preflight
+from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import BundleError, RecipeError
 from tlexport.evidence import machine
 from tlexport.evidence.latency import capacity, closed_loop, limits, open_loop
@@ -72,23 +73,25 @@ class Ask(BaseModel):
     out: Path | None = Field(None, description="JSON file; every timed call goes beside it")
 
 
-def subject(path: Path, target: str | None) -> Subject:
+def subject(path: Path, target: str | None, trust: Trust = NOBODY) -> Subject:
     """The variant that `target` (default: the CPU, or the only one) got in a bundle or a finished run.
 
-    A bundle's hashes are checked before anything is loaded, and its golden samples are asked; of a run it is the test split.
-    Raises BundleError if `path` is neither or was altered, RecipeError for a target it does not hold, GateError if none
-    passes in a run, NotInstalledError or CompileError if the variant cannot run here.
+    A bundle goes through preflight before anything is loaded, and its golden samples are asked; of a run it is the test split.
+    Raises PreflightError if a bundle may not be trusted or cannot run here, BundleError if `path` is neither, RecipeError for
+    a target it does not hold, GateError if none passes in a run, NotInstalledError or CompileError if the variant of a run
+    cannot run here.
     """
     if manifest.stands_in(path):
-        return _of_bundle(path, target)
+        return _of_bundle(path, target, trust)
     if (path / "recipe.yaml").is_file():
         return _of_run(Run(path), target)
     raise BundleError(f"{path} is neither a bundle (manifest.json) nor a run (recipe.yaml)")
 
 
-def _of_bundle(bundle: Path, target: str | None) -> Subject:
-    document = manifest.check(bundle)
-    entry = document.targets[manifest.target(document, target)]
+def _of_bundle(bundle: Path, target: str | None, trust: Trust) -> Subject:
+    chosen = manifest.target(manifest.read(bundle), target)
+    document = preflight.check(bundle, trust=trust, target=chosen)
+    entry = document.targets[chosen]
     names = tuple(spec.name for spec in document.inputs)
     artifact, options = bundle / entry.file, Options(cuda_graphs=True)
     return Subject(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
-from tlexport.bundle import choice, manifest
+from tlexport import hardware
+from tlexport.bundle import choice, fit, manifest
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import describe_checkpoint
@@ -80,7 +82,7 @@ def _write(
     extra = description.extra
     verified = run.result("verify", VerifyResult)
     inputs, outputs = inspect.io(trace.load(run / "graphs/fp32.onnx"))
-    sources = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
+    sources: dict[str, Path | bytes] = {"graphs/fp32.onnx": run / "graphs/fp32.onnx"}
     for name in ("inputs.npy", "outputs.npy"):
         sources[f"golden/{name}"] = run / "golden" / name
     for name in EVIDENCE:
@@ -99,6 +101,7 @@ def _write(
             file=f"models/{target}/{artifact.name}",
             receipt=f"models/{target}/receipt.json",
             reason=picked.reason,
+            needs=_needs(run, variant),
         )
     document = manifest.Manifest(
         name=recipe.name,
@@ -115,6 +118,9 @@ def _write(
         reference=measured.reference.metric,
         gates=verified.gates,
         targets=entries,
+        platform=manifest.Platform(
+            system=platform.system(), machine=platform.machine(), isa=hardware.instruction_sets()
+        ),
         provenance={
             "stages": {name: record["versions"] for name, record in run.manifest["stages"].items()},
             "data_sha256": extra["data"]["sha256"],
@@ -123,3 +129,18 @@ def _write(
     if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
     return manifest.write(document, sources, out)
+
+
+def _needs(run: Run, variant: Variant) -> manifest.Needs:
+    """What the runtime must read, by the library that compiled the variant and, of a graph, by its own header."""
+    assert variant.file is not None
+    compiled = run.manifest["stages"]["compile"]["versions"]
+    names = fit.PACKAGES.get(variant.backend, (variant.backend,))
+    package = next((name for name in names if name in compiled), names[0])
+    model = trace.load(run / variant.file) if variant.file.endswith(".onnx") else None
+    return manifest.Needs(
+        opset=inspect.opset(model) if model else None,
+        ir=model.ir_version if model else None,
+        package=package,
+        version=compiled.get(package),
+    )

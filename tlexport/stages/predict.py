@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlexport.backends import registry
-from tlexport.bundle import manifest
+from tlexport.bundle import manifest, preflight
+from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import (
     BundleError,
     DataError,
@@ -35,18 +36,24 @@ _SHOWN = 10
 
 
 def run(
-    bundle: Path, data: str, progress: Progress, *, out: Path, target: str | None = None
+    bundle: Path,
+    data: str,
+    progress: Progress,
+    *,
+    out: Path,
+    target: str | None = None,
+    trust: Trust = NOBODY,
 ) -> PredictResult:
     """Write `out`, a CSV of one row a sample: its name, the decision (none in a regression), each class or value.
 
-    Every file's hash is checked before anything is loaded: an engine is executable code. Raises BundleError if the
-    bundle is not as packaged, RecipeError for a target that it does not hold, DataError for data that is not as its
-    description says, NotInstalledError or CompileError if the variant cannot run here.
+    The bundle goes through preflight before anything is loaded: an engine is executable code. Raises PreflightError if the
+    bundle may not be trusted or the variant cannot run here, RecipeError for a target that it does not hold, DataError for
+    data that is not as its description says, NotInstalledError or CompileError if its backend says that it cannot run here.
     """
     started = time.monotonic()
-    document = manifest.check(bundle)
+    chosen = manifest.target(manifest.read(bundle), target)
+    document = preflight.check(bundle, trust=trust, target=chosen)
     _require_elsewhere(out, bundle, data)
-    chosen = manifest.target(document, target)
     entry = document.targets[chosen]
     device = registry.device(entry.variant.backend, chosen)
     names, inputs, notes = _samples(document, data, bundle)

@@ -12,11 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from tlexport.backends import registry
-from tlexport.bundle import manifest
-from tlexport.errors import CompileError, ExportError, GateError, NotInstalledError, UndecidedError
+from tlexport.bundle import manifest, preflight
+from tlexport.bundle.preflight import NOBODY, Trust
+from tlexport.errors import (
+    BundleError,
+    CompileError,
+    ExportError,
+    GateError,
+    NotInstalledError,
+    TlexportError,
+    UndecidedError,
+)
 from tlexport.evidence.accuracy import operating, parity
 from tlexport.progress import Progress
-from tlexport.results import Replayed, ReplayResult
+from tlexport.results import Refusal, Replayed, ReplayResult
 
 TIMEOUT = 3600.0
 # Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
@@ -24,16 +33,17 @@ SLACK = 3.0
 ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
 
 
-def run(bundle: Path, progress: Progress) -> ReplayResult:
-    """Check every hash, then run what can run here. Raises BundleError if a byte differs; a variant that answers otherwise
-    has the verdict `fail`, one that cannot run here `not run here`.
+def run(bundle: Path, progress: Progress, *, trust: Trust = NOBODY) -> ReplayResult:
+    """Check the bundle, then run what may and can run here. Raises PreflightError if the bundle is not as packaged or its
+    signature does not hold. A variant that answers otherwise has the verdict `fail`, one that cannot run here `not run here`,
+    and code that nobody vouches for `not trusted`.
     """
-    document = manifest.check(bundle)
+    document, refused = preflight.by_target(bundle, trust=trust)
     expected = np.load(bundle / "golden" / "outputs.npy", allow_pickle=False)
     found: dict[str, Replayed] = {}
     with progress.bar("replaying golden samples") as step:
         for done, target in enumerate(document.targets, start=1):
-            found[target] = _replayed(bundle, document, target, expected)
+            found[target] = _replayed(bundle, document, target, expected, refused[target])
             step(done, len(document.targets), target)
     return ReplayResult(
         bundle=str(bundle),
@@ -46,21 +56,37 @@ def run(bundle: Path, progress: Progress) -> ReplayResult:
     )
 
 
-def failure(result: ReplayResult) -> GateError | None:
-    """The error that the verdicts amount to: one that answers otherwise, or nothing that could be asked."""
+def failure(result: ReplayResult) -> TlexportError | None:
+    """The error that the verdicts amount to: one that answers otherwise, code that could run and that nobody vouches for, or
+    nothing that could be asked.
+    """
     failed = {t: own.reason for t, own in result.targets.items() if own.verdict == "fail"}
     if failed:
         return GateError("; ".join(f"{target}: {why}" for target, why in failed.items()))
+    untrusted = {t: own.reason for t, own in result.targets.items() if own.verdict == "not trusted"}
+    if untrusted:
+        return BundleError("; ".join(f"{target}: {why}" for target, why in untrusted.items()))
     if all(own.verdict != "pass" for own in result.targets.values()):
         return UndecidedError("; ".join(f"{target}: {own.reason}" for target, own in result.targets.items()))
     return None
 
 
-def _replayed(bundle: Path, document: manifest.Manifest, target: str, expected: np.ndarray) -> Replayed:
+def _replayed(
+    bundle: Path,
+    document: manifest.Manifest,
+    target: str,
+    expected: np.ndarray,
+    refused: tuple[Refusal, ...],
+) -> Replayed:
     variant = document.targets[target].variant
     known = Replayed(
         variant=variant, verdict="not run here", reason="", limit=_limit(variant.max_abs_error, expected)
     )
+    if refused:
+        verdict = "not trusted" if all(reason.untrusted for reason in refused) else "not run here"
+        return known.model_copy(
+            update={"verdict": verdict, "reason": "; ".join(reason.reason for reason in refused)}
+        )
     try:
         device = registry.device(variant.backend, target)
     except (NotInstalledError, CompileError) as error:

@@ -41,7 +41,7 @@ def is_dead(content: bytes, now: float) -> bool:
     if not here:
         return now - since > STALE_S
     try:
-        return abs(psutil.Process(process).create_time() - started) > 1.0
+        return bool(abs(psutil.Process(process).create_time() - started) > 1.0)
     except psutil.NoSuchProcess:
         return True
 
@@ -54,6 +54,6 @@ def _machine() -> str:
         [
             platform.node(),
             boot.read_text().strip() if boot.exists() else "",
-            os.readlink(namespace) if namespace.exists() else "",
+            str(namespace.readlink()) if namespace.exists() else "",
         ]
     )

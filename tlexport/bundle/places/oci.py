@@ -184,7 +184,7 @@ def _registry(reference: Reference) -> Iterator[tuple[Any, Any]]:
 
 
 def _patient(requests: Any) -> Any:
-    class Patient(requests.adapters.HTTPAdapter):  # type: ignore[misc,name-defined]
+    class Patient(requests.adapters.HTTPAdapter):  # type: ignore[misc]
         """oras waits for ever."""
 
         def send(self, request: Any, **options: Any) -> Any:

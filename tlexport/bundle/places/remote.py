@@ -127,7 +127,7 @@ def _opened(url: str, scheme: str) -> tuple[Any, str]:
 def _callback(advance: Advance) -> Any:
     import fsspec
 
-    class Moved(fsspec.callbacks.Callback):
+    class Moved(fsspec.callbacks.Callback):  # type: ignore[misc]
         def relative_update(self, inc: int = 1) -> None:
             advance(inc)
 

@@ -164,7 +164,8 @@ def state(store: Store, layout: Layout, name: str) -> State:
         current = layout.served(configured, name) if configured is not None else None
     except ValueError as error:
         raise RunError(
-            f"{store.where}/{path} does not say which version is served: {error}; it is not from tlexport: move it away, or choose another --name"
+            f"{store.where}/{path} does not say which version is served ({error}); it is not from tlexport: "
+            "move it away, or choose another --name"
         ) from error
     return State(whole, tuple(sorted(numbers - whole.keys())), current)
 
