@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tlexport.bundle import names
 from tlexport.bundle.manifest import File
 from tlexport.bundle.places import Advance
 from tlexport.errors import BundleError, NotInstalledError, RecipeError, RunError, StorageError
@@ -132,7 +133,7 @@ def _layers(content: bytes, url: str, largest: int, most_files: int) -> dict[str
         raise BundleError(f"{url} has {len(told)} files, a bundle has at most {most_files}")
     found: dict[str, tuple[str, int]] = {}
     for name, digest, size in told:
-        if not inside(name) or name in found:
+        if not isinstance(name, str) or names.problem(name) or name in found:
             raise BundleError(f"{url} names no file of a bundle: {name!r}")
         if not isinstance(digest, str) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             raise BundleError(f"{url}: {name} has no SHA-256")
@@ -142,16 +143,6 @@ def _layers(content: bytes, url: str, largest: int, most_files: int) -> dict[str
     if (total := sum(size for _, size in found.values())) > largest:
         raise BundleError(f"{url} has {total} bytes, at most {largest} are fetched")
     return found
-
-
-def inside(name: Any) -> bool:
-    """Whether a name from outside is a plain relative path on every file system."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= 1024
-        and re.fullmatch(r"[A-Za-z0-9._ +@=,-]+(/[A-Za-z0-9._ +@=,-]+)*", name) is not None
-        and not any(part.strip(" .") == "" or part.endswith((" ", ".")) for part in name.split("/"))
-    )
 
 
 @contextlib.contextmanager
