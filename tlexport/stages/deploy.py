@@ -7,7 +7,6 @@ Every byte of the bundle is checked before it is written, and again while it is 
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,7 +160,7 @@ def _served(
         tuning=tuned,
         version=0,
         flavour=options.flavour or place.flavour,
-        raw=_raw_step(bundle, document) if options.raw else None,
+        raw=_raw_step(document) if options.raw else None,
         place=(options.storage or place.where).rstrip("/"),
         golden=_golden(bundle, document),
     )
@@ -319,25 +318,13 @@ def _golden(bundle: Path, document: Manifest) -> dict[str, np.ndarray]:
     return {name: array[0] for name, array in held.items()}
 
 
-def _raw_step(bundle: Path, document: Manifest) -> RawStep:
+def _raw_step(document: Manifest) -> RawStep:
     own = ON_SERVER.get(document.modality)
     if own is None:
         raise RecipeError(
             f"--raw: a {document.modality} model takes raw values already; it is for {' and '.join(ON_SERVER)}"
         )
-    samples = (_png(_golden(bundle, document)),) if document.modality == "image" else ()
-    return RawStep(own.input, own.files(), own.call, own.needs, samples)
-
-
-def _png(golden: dict[str, np.ndarray]) -> bytes:
-    from PIL import Image
-
-    (pixels,) = golden.values()
-    out = io.BytesIO()
-    Image.fromarray(
-        pixels.transpose(1, 2, 0).squeeze(2) if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-    ).save(out, "PNG")
-    return out.getvalue()
+    return RawStep(own.input, own.files(), own.call, own.needs)
 
 
 def _chosen(wanted: Wanted, place: Address) -> dict[str, Any]:

@@ -22,14 +22,13 @@ class RawStep:
     """What turns a client's raw sample into the graph's inputs on the server: our own code, copied there as it is.
 
     `input`: name of the string tensor it reads. `files`: path -> source, importable by themselves. `call`: the function
-    `module:function` that makes it of the manifest's preprocessing. `samples`: raw samples to warm up with.
+    `module:function` that makes it of the manifest's preprocessing.
     """
 
     input: str
     files: Mapping[str, bytes]
     call: str
     needs: tuple[str, ...]
-    samples: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

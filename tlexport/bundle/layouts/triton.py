@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,8 +151,7 @@ def _version(wanted: Wanted) -> dict[str, Content]:
 def _prepare(wanted: Wanted) -> Model:
     """The preprocessing in the python backend: strings in, the graph's inputs out."""
     assert wanted.raw is not None
-    raw, shared = wanted.raw, dict[str, Content]()
-    samples = [(raw.input, "STRING", [1], struct.pack("<I", len(own)) + own) for own in raw.samples[:1]]
+    raw = wanted.raw
     config = {
         "name": f"{wanted.name}-prepare",
         "backend": "python",
@@ -164,14 +162,13 @@ def _prepare(wanted: Wanted) -> Model:
         **_batching(wanted),
         "instance_group": _instances(wanted, "KIND_CPU"),
         "parameters": _parameters({"call": raw.call, "input": raw.input}),
-        **(_warmup(samples, {1}, shared) if samples else {}),
     }
     files: dict[str, Content] = {
         "model.py": ON_SERVER / "triton_prepare.py",
         "preprocessing.json": json.dumps(dict(wanted.document.preprocessing)).encode(),
         **{f"step/{path}": content for path, content in raw.files.items()},
     }
-    return Model(f"{wanted.name}-prepare", files, shared, pbtxt.write(config).encode())
+    return Model(f"{wanted.name}-prepare", files, {}, pbtxt.write(config).encode())
 
 
 def _ensemble(wanted: Wanted) -> Model:
