@@ -211,9 +211,10 @@ def _batching(wanted: Wanted) -> dict[str, Any]:
     tuning = wanted.tuning
     if tuning.max_batch == 1:
         return {}
+    # A deadline is the client's to set: none by default.
     policy: dict[str, Any] = {"timeout_action": Enum("REJECT"), "allow_timeout_override": True}
     if tuning.queue is not None:
-        policy |= {"default_timeout_microseconds": 1_000_000, "max_queue_size": tuning.queue}
+        policy["max_queue_size"] = tuning.queue
     return {"dynamic_batching": {"preferred_batch_size": [tuning.preferred], "default_queue_policy": policy}}
 
 

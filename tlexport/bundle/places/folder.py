@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from tlexport.bundle.places import Advance
 from tlexport.errors import StorageError
-from tlexport.run import replacing, storage_errors
+from tlexport.run import storage_errors
 
 _BLOCK = 1 << 20
 
@@ -39,25 +40,25 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         """Written beside and linked: the name appears with its content."""
         path = self._path(name)
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            own = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with self._beside(path) as own:
             own.write_bytes(content)
             try:
                 os.link(own, path)
             except FileExistsError:
                 return False
-            finally:
-                own.unlink()
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        with replacing(self._path(name)) as partial:
-            partial.write_bytes(content)
+        path = self._path(name)
+        with self._beside(path) as own:
+            own.write_bytes(content)
+            _rename(own, path)
 
     def put(self, name: str, source: Path, advance: Advance) -> None:
-        with replacing(self._path(name)) as partial:
-            _copy(source, partial, advance)
+        path = self._path(name)
+        with self._beside(path) as own:
+            _copy(source, own, advance)
+            _rename(own, path)
 
     def get(self, name: str, destination: Path, most: int, advance: Advance) -> None:
         path = self._path(name)
@@ -85,6 +86,17 @@ class Folder:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 yield
 
+    @contextlib.contextmanager
+    def _beside(self, path: Path) -> Iterator[Path]:
+        """A name of this call's own: two deployers may write the same file at once."""
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+            try:
+                yield own
+            finally:
+                own.unlink(missing_ok=True)
+
     def _path(self, name: str) -> Path:
         path = self.root / name
         for part in (path, *path.parents):
@@ -100,3 +112,18 @@ def _copy(source: Path, destination: Path, advance: Advance) -> None:
         while block := reader.read(_BLOCK):
             writer.write(block)
             advance(len(block))
+
+
+def _rename(own: Path, path: Path) -> None:
+    """On the disk before it is seen, and seen before this returns."""
+    _flush(own)
+    own.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -109,13 +109,7 @@ def publish(
     )
     store.write(f"{name}/{version}/{RECORD}", record.model_dump_json(indent=2).encode())
     store.remove(f"{name}/{version}/{claims.NAME}")
-    now = state(store, layout, name).current
-    if now is not None and now > version:
-        raise RunError(
-            f"{store.where}: another deployer's version {now} of {name} is served meanwhile; version {version} is whole and kept: "
-            f"tlexport rollback {store.where} {name} --to-version {version} would serve it"
-        )
-    _serve(store, layout, record, version)
+    _serve(store, layout, record, version, newest=True)
     size = sum(own.bytes for own in written.values())
     return Published(version, at_hand.current, record.models, len(written), size, False, removed)
 
@@ -264,8 +258,16 @@ def _check(store: Store, record: Record) -> None:
                 )
 
 
-def _serve(store: Store, layout: Layout, record: Record, version: int, *, backwards: bool = False) -> None:
-    """One replacement a model. Forwards what others need comes first, backwards last."""
+def _serve(
+    store: Store,
+    layout: Layout,
+    record: Record,
+    version: int,
+    *,
+    newest: bool = False,
+    backwards: bool = False,
+) -> None:
+    """One replacement a model. Forwards what others need comes first, backwards last. The `newest` gives way to a newer one."""
     for name in reversed(record.models) if backwards else record.models:
         own = store.read(f"{name}/{version}/{layout.CONFIG}", LARGEST_CONFIG)
         if own is None:
@@ -273,6 +275,12 @@ def _serve(store: Store, layout: Layout, record: Record, version: int, *, backwa
         path = layout.config_path(name)
         with store.alone():
             current = store.read(path, LARGEST_CONFIG)
+            now = layout.served(current, name) if current is not None else None
+            if newest and now is not None and now > version:
+                raise RunError(
+                    f"{store.where}: another deployer's version {now} of {name} is served meanwhile; version {version} is whole "
+                    f"and kept, and would be served by: tlexport rollback {store.where} {name} --to-version {version}"
+                )
             if current != (new := layout.merged(current, own, name)):
                 store.write(path, new)
 
