@@ -53,7 +53,9 @@ def carried(
         str(out),
         *map(str, files),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "step")})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "step")}
+    )
     assert done.returncode == 0, done.stderr
     with np.load(out) as held:
         return [{name: held[f"{place}/{name}"] for name in names} for place in range(len(files))]
