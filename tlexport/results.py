@@ -810,6 +810,48 @@ class ServeResult(Result):
     process: int
 
 
+class DeployResult(Result):
+    """A bundle at a place; `version` and `previous` where a server sees versions."""
+
+    bundle: str
+    place: str
+    kind: str = Field(description="triton, kserve, ort, ovms, ray, bundle or oci")
+    name: str
+    version: int | None = None
+    previous: int | None = Field(None, description="served until now; rollback serves it again")
+    models: tuple[str, ...] = Field((), description="model directories, in the order they were switched")
+    target: str | None = None
+    variant: str | None = None
+    digest: str | None = Field(None, description="of the manifest in the registry")
+    files: int
+    bytes: int
+    was_there: bool = Field(False, description="the very same was deployed before; nothing was written")
+    removed: tuple[int, ...] = Field((), description="half-written versions of dead deployers, cleaned up")
+    dry_run: bool = False
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class RollbackResult(Result):
+    place: str
+    name: str
+    version: int = Field(description="served now")
+    before: int | None = Field(description="served until now")
+    models: tuple[str, ...]
+    variant: str
+    deployed: str = Field(description="when the version was written, UTC")
+
+
+class PullResult(Result):
+    source: str
+    bundle: str
+    name: str
+    digest: str | None = Field(None, description="of the manifest in the registry")
+    files: int
+    bytes: int
+    seconds: float
+
+
 SCHEMAS: dict[str, type[BaseModel]] = {
     "pretrain": PretrainResult,
     "finetune": FinetuneResult,
@@ -830,8 +872,11 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "doctor": DoctorResult,
     "inspect": InspectResult,
     "recipes": RecipesResult,
+    "serve": ServeResult,
     "check-server": CheckServerResult,
     "load": LoadResult,
-    "serve": ServeResult,
+    "deploy": DeployResult,
+    "rollback": RollbackResult,
+    "pull": PullResult,
     "error": ErrorResult,
 }
