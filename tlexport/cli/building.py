@@ -54,11 +54,11 @@ def build(
     if dry_run:
         show.recipe(recipe)
         return
-    from tlexport import stages
+    from tlexport import flow
 
     signed = sign(sign_key, sign_keyless)
     with opened.lock():
-        result = stages.build(
+        result = flow.build(
             opened,
             recipe,
             show.progress(),
@@ -160,10 +160,10 @@ def explain_drop(
 ) -> None:
     """Where a variant's error enters: by stage, by layer, and in one sentence."""
     opened, recipe = open_run(run, overrides)
-    from tlexport import stages
+    from tlexport import flow
 
     with opened.lock():
-        result = stages.explain_drop(opened, recipe, show.progress(), name=graph, samples=samples)
+        result = flow.explain_drop(opened, recipe, show.progress(), name=graph, samples=samples)
     steps = {
         step.step: f"error {show.number(step.noise, '.2e', 'not finite')} of the variance, {show.number(step.db, '.1f', '-')} dB, "
         f"largest {show.number(step.max_abs_error, '.2e', '-')}, flips {show.number(step.flips, 'd', '-')}"

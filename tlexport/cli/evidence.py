@@ -205,9 +205,9 @@ def bench(
     trusted = trust(public_key, trust_unsigned, identity, identity_provider)
     if against or baseline or save_baseline:
         _only_measured(asked)
-        from tlexport import stages
+        from tlexport import flow
 
-        gated = stages.latency_gate(
+        gated = flow.latency_gate(
             path,
             show.progress(),
             against=against,
