@@ -57,7 +57,7 @@ def test_gates_pass_and_fail_with_one_line(project: pytest.Pytester) -> None:
     assert (
         "UndecidedError: undecided: no baseline of digits-quickstart" in text and "there are: nothing" in text
     )
-    assert "BundleError: " in text and "inputs.npy was altered" in text
+    assert "PreflightError: " in text and "inputs.npy was altered" in text
     assert "Traceback" not in text and "stages/gate.py" not in text, "the reason, not the way there"
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from pipeline import Built, Ended
 
+from tlexport import flow
 from tlexport.errors import GateError, LatencyGateError, RecipeError, RunError, UndecidedError
 from tlexport.evidence.gate import sessions, store
 from tlexport.progress import Silent
