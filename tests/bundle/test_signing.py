@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -265,6 +266,36 @@ def test_a_key_that_cannot_sign_is_told_before_any_work(
     assert "not a private key in PEM; make one with: openssl ecparam" in told(tmp_path / "text")
     assert "not a private key in PEM" in told(public)
     assert "No such file" in told(tmp_path / "absent")
+
+
+def test_keyless_without_a_network_fails_cleanly(
+    run_copy: Run, signed: tuple[Path, Path, Path], tmp_path: Path, tlx: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: Any, **options: Any) -> NoReturn:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    done = tlx("package", run_copy.path, "--sign-keyless", "--out", tmp_path / "out")
+    assert done.code == 11 and "keyless signing failed" in done.err and "--sign-key" in done.err
+    assert not (tmp_path / "out").exists()
+    who = ("--identity", "someone@example.org", "--identity-provider", "https://issuer.example.org")
+    refused = tlx("verify-bundle", signed[0], *who, "--json")
+    assert refused.code == 11 and refused.json["signature"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "said"),
+    [
+        ("package", ("--sign-key", "k", "--sign-keyless"), "choose one"),
+        ("verify-bundle", ("--identity", "a"), "belong together"),
+        ("verify-bundle", ("--identity", "a", "--identity-provider", "b", "--public-key", "k"), "give one"),
+    ],
+)
+def test_flags_that_exclude_each_other(
+    built: Built, tlx: Cli, command: str, flags: tuple[str, ...], said: str
+) -> None:
+    done = tlx(command, built.run if command == "package" else built.bundle, *flags)
+    assert done.code == 2 and said in done.err
 
 
 def test_what_fails_while_it_is_signed_leaves_no_bundle(run_copy: Run, tmp_path: Path) -> None:
