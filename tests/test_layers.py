@@ -24,7 +24,17 @@ L0 = {
     "origin",
     "timings",
 }
-ROOMS = {"baselines", "modalities", "models", "training", "graph", "backends", "evidence", "bundle"}
+ROOMS = {
+    "baselines",
+    "modalities",
+    "models",
+    "training",
+    "graph",
+    "backends",
+    "evidence",
+    "bundle",
+    "serving",
+}
 ALLOWED_BETWEEN_ROOMS = {("training", "models"), ("training", "modalities"), ("baselines", "modalities")}
 HEAVY = {
     "torch",

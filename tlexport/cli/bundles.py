@@ -140,3 +140,181 @@ def predict(
         "out": result.out,
     }
     show.result(result, show.rows(result.first), "", show.pairs(rows))
+
+
+_PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--public-key",
+        envvar="TLEXPORT_PUBLIC_KEY",
+        help="Verify the bundle's signature with this key.",
+        show_default=False,
+    ),
+]
+_Unsigned = Annotated[
+    bool, typer.Option("--trust-unsigned", help="Let code (an engine) be used without a verified signature.")
+]
+
+
+@app.command(
+    epilog="Example: tlexport deploy bundles/cxr --to triton:models/ --raw\n\n"
+    "Example: tlexport deploy bundles/cxr --to s3://bucket/models --public-key key.pub\n\n"
+    "Example: tlexport deploy bundles/cxr --to oci://registry.example/team/cxr:1.2"
+)
+def deploy(
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle, as made by build or package.", show_default=False)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="PLACE",
+            help="triton:PATH_OR_URL (also bare), triton-python:, kserve:, ort:, ovms:, ray:, bundle: with a path or URL; oci://REGISTRY/REPO:TAG.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Whose variant to serve; default: cpu, or the bundle's only one.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the served model; default: the bundle's.", show_default=False)
+    ] = None,
+    flavour: Annotated[
+        str,
+        typer.Option(
+            help="python: Triton's python backend runs the graph, on any Triton.", show_default=False
+        ),
+    ] = "",
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Also an ensemble NAME-raw (Triton) that takes encoded images, or SMILES."
+        ),
+    ] = False,
+    storage_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a cluster finds PLACE (KServe): pvc://CLAIM/PATH, s3://...", show_default=False
+        ),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Result of bench BUNDLE --json: batches and instances from its knees.",
+            show_default=False,
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Instances of the model; default: the measured knee, or 1.", show_default=False
+        ),
+    ] = None,
+    public_key: _PublicKey = None,
+    trust_unsigned: _Unsigned = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put a bundle where a server finds it: a new version, whole before the server sees it."""
+    from tlexport.bundle.preflight import Trust
+    from tlexport.stages import deploy as stage
+
+    options = stage.Options(
+        target=target,
+        name=name,
+        flavour=flavour,
+        raw=raw,
+        storage=storage_uri,
+        measured=measured,
+        instances=instances,
+        dry_run=dry_run,
+    )
+    trust = Trust(public_key=public_key, unsigned=trust_unsigned)
+    result = stage.run(bundle, to, show.progress(), trust=trust, options=options)
+    done = "would be deployed" if dry_run else "is there already" if result.was_there else "deployed"
+    before = f", before it {result.previous}" if result.previous else ""
+    rows = {
+        result.name: f"{done} at {result.place}",
+        **({"version": f"{result.version}{before}"} if result.version else {}),
+        **({"models": ", ".join(result.models)} if result.models else {}),
+        **({"variant": f"{result.variant} for {result.target}"} if result.variant else {}),
+        **({"digest": result.digest} if result.digest else {}),
+        "files": f"{result.files}, {result.bytes / 1e6:.1f} MB",
+        **(
+            {"removed": f"half-written versions {', '.join(map(str, result.removed))}"}
+            if result.removed
+            else {}
+        ),
+        **{f"note {number}": note for number, note in enumerate(result.notes, start=1)},
+    }
+    show.result(result, show.pairs(rows))
+
+
+@app.command(
+    epilog="Example: tlexport rollback triton:models/ cxr\n\n"
+    "Example: tlexport rollback s3://bucket/models cxr --to-version 3"
+)
+def rollback(
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="As given to deploy --to.", show_default=False)
+    ],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The model; default: the only one.", show_default=False),
+    ] = None,
+    to_version: Annotated[
+        int | None, typer.Option(min=1, help="Default: the one before what is served.", show_default=False)
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Serve an older version again: one replacement of the configuration, no file is moved."""
+    from tlexport.stages import deploy as stage
+
+    result = stage.rollback(place, name, version=to_version)
+    rows = {
+        result.name: f"version {result.version} is served at {result.place}, before it {result.before or 'none'}",
+        "variant": f"{result.variant}, deployed {result.deployed}",
+    }
+    show.result(result, show.pairs(rows))
+
+
+@app.command(
+    epilog="Example: tlexport pull oci://registry.example/team/cxr:1.2 --out bundles/cxr --public-key key.pub"
+)
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="oci://..., s3://... or a folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New directory for the bundle.", show_default=False)
+    ],
+    public_key: _PublicKey = None,
+    trust_unsigned: _Unsigned = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a bundle; it is checked byte for byte before it takes its name."""
+    from tlexport.bundle.preflight import Trust
+    from tlexport.stages import deploy as stage
+
+    trust = Trust(public_key=public_key, unsigned=trust_unsigned)
+    result = stage.pull(source, out, show.progress(), trust=trust)
+    rows = {
+        result.name: f"in {result.bundle}",
+        **({"digest": result.digest} if result.digest else {}),
+        "files": f"{result.files}, {result.bytes / 1e6:.1f} MB, every SHA-256 as recorded",
+    }
+    show.result(result, show.pairs(rows))

@@ -13,16 +13,18 @@ What is done where a file is not plain 8-bit grey or RGB (a client must do the s
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlexport.modalities import image_dicom
 from tlexport.modalities.image_pixels import MAX_PIXELS, CorruptImageError, Pixels, check_size, stretch
-from tlexport.recipe import Dicom
+
+if TYPE_CHECKING:
+    from tlexport.recipe import Dicom
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
@@ -49,16 +51,26 @@ def decode(path: Path, dicom: Dicom) -> Pixels:
     frame that does not exist; NotInstalledError without pydicom.
     """
     if is_dicom(path):
+        from tlexport.modalities import image_dicom
+
         return image_dicom.decode(path, dicom)
-    pixels: Pixels = _with_pillow(path, from_pillow)
+    pixels: Pixels = _with_pillow(path, path.name, from_pillow)
+    return pixels
+
+
+def decode_bytes(content: bytes) -> Pixels:
+    """The image that an encoded file's bytes hold, uint8 [H, W, 1 or 3]; DICOM is not read here. Raises CorruptImageError."""
+    pixels: Pixels = _with_pillow(io.BytesIO(content), "the image", from_pillow)
     return pixels
 
 
 def channels_of(path: Path) -> int:
     """1 or 3, read from the header only. Raises as `decode` does."""
     if is_dicom(path):
+        from tlexport.modalities import image_dicom
+
         return image_dicom.channels_of(path)
-    return int(_with_pillow(path, lambda image: 1 if image.mode in _GREY_MODES else 3))
+    return int(_with_pillow(path, path.name, lambda image: 1 if image.mode in _GREY_MODES else 3))
 
 
 def from_pillow(image: Any) -> Pixels:
@@ -80,22 +92,22 @@ def from_pillow(image: Any) -> Pixels:
     return pixels.reshape(*pixels.shape[:2], 1 if grey else 3)
 
 
-def _with_pillow(path: Path, read: Any) -> Any:
+def _with_pillow(source: Path | io.BytesIO, name: str, read: Any) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             check_size(*image.size)
             return read(image)
     except CorruptImageError as error:
-        raise CorruptImageError(f"{path.name}: {error}") from error
+        raise CorruptImageError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise CorruptImageError(f"{path.name}: more than the {MAX_PIXELS} pixels that are read") from error
+        raise CorruptImageError(f"{name}: more than the {MAX_PIXELS} pixels that are read") from error
     except (
         OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError, OverflowError,
         NotImplementedError, struct.error, zlib.error,
     ) as error:  # fmt: skip  # each of these has been seen from one of Pillow's readers on a damaged file
-        raise CorruptImageError(f"{path.name}: {_reason(error)}") from error
+        raise CorruptImageError(f"{name}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from tlexport.errors import DataError
 from tlexport.modalities import molecule_chemistry as chemistry
 from tlexport.modalities import molecule_tokenizer
+from tlexport.modalities.molecule_encoding import UNKNOWN, Encoding
 
-PAD, UNKNOWN, MASK = "[pad]", "[unknown]", "[mask]"
+PAD, MASK = "[pad]", "[mask]"
 SPECIAL = (PAD, UNKNOWN, MASK)
 RADIUS, BITS = 2, 2048
 
@@ -62,36 +63,23 @@ class Preparation(BaseModel):
         return {"inputs": steps, **self.model_dump(mode="json")}
 
     def dtype(self) -> np.dtype[Any]:
-        fields: list[Any] = [("tokens", np.int32, (self.length,))]
-        if self.bits:
-            fields.append(("fingerprint", np.uint8, (self.bits,)))
-            fields.append(("descriptors", np.float32, (len(self.descriptors),)))
-        return np.dtype(fields)
+        return self.encoding().dtype()
 
     def encode(
         self, molecules: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[Any]:
         """Canonical SMILES -> [n], structured with a field an input. Raises DataError for one that is too long."""
-        from rdkit import Chem
+        return self.encoding().encode(molecules, progress)
 
-        encoded = np.zeros(len(molecules), self.dtype())
-        encoded["tokens"] = self.padding
-        number = self.numbers()
-        fingerprint = chemistry.fingerprinter(self.radius, self.bits) if self.bits else None
-        describe = chemistry.describer(self.descriptors) if self.bits else None
-        for row, smiles in enumerate(molecules):
-            numbers = number(smiles)
-            if len(numbers) > self.length:
-                raise DataError(
-                    f"{smiles} has {len(numbers)} tokens; the graph takes at most {self.length} (data.molecule.max_length)"
-                )
-            encoded["tokens"][row, : len(numbers)] = numbers
-            if fingerprint is not None and describe is not None:
-                mol = Chem.MolFromSmiles(smiles)
-                encoded["fingerprint"][row], encoded["descriptors"][row] = fingerprint(mol), describe(mol)
-            if progress is not None:
-                progress(row + 1, len(molecules))
-        return encoded
+    def encoding(self) -> Encoding:
+        return Encoding(
+            number=self.numbers(),
+            length=self.length,
+            padding=self.padding,
+            radius=self.radius,
+            bits=self.bits,
+            descriptors=self.descriptors,
+        )
 
     def numbers(self) -> molecule_tokenizer.Numbers:
         """What gives a canonical SMILES its token numbers."""

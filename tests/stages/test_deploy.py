@@ -1,0 +1,222 @@
+"""deploy, rollback and pull on real bundles at local places; what other stores and servers do is in tests/servers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline import Built, Ended
+
+from tlexport.bundle import manifest
+from tlexport.bundle.layouts import triton
+from tlexport.bundle.manifest import File
+from tlexport.errors import BundleError, PreflightError, RecipeError, RunError, StorageError
+from tlexport.progress import Silent
+from tlexport.run import digest, write_json
+from tlexport.stages import deploy
+
+DYING = Path(__file__).parents[1] / "bundle" / "places" / "dying.py"
+Tlx = Callable[..., Ended]
+
+
+def rewritten(bundle: Path, **changes: object) -> Path:
+    """The bundle with another manifest, as one who may write it would leave it."""
+    document = json.loads((bundle / manifest.NAME).read_text())
+    document.update(changes)
+    document["files"] = {
+        name: File(sha256=digest(bundle / name), bytes=(bundle / name).stat().st_size).model_dump()
+        for name in document["files"]
+    }
+    write_json(bundle / manifest.NAME, document)
+    return bundle
+
+
+def for_onnxruntime(bundle: Path) -> Path:
+    """Whatever variant won on this machine, the graph is ONNX: named as ONNX Runtime's, so that each layout takes it."""
+    document = json.loads((bundle / manifest.NAME).read_text())
+    targets = {"cpu": document["targets"]["cpu"]}
+    targets["cpu"]["variant"]["backend"] = "onnxruntime"
+    return rewritten(bundle, targets=targets)
+
+
+def another(bundle: Path) -> Path:
+    """Another bundle of the same model: its first golden sample differs."""
+    golden = np.load(bundle / "golden" / "inputs.npy")
+    np.save(bundle / "golden" / "inputs.npy", golden[::-1].copy())
+    return rewritten(bundle)
+
+
+def served(place: Path, name: str = "digits") -> int | None:
+    return triton.served((place / name / "config.pbtxt").read_bytes(), name)
+
+
+def test_deploy_twice_another_and_back(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
+    first = tlx("deploy", bundle, "--to", f"triton:{place}", "--name", "digits", "--json").json
+    assert (first["version"], first["previous"], first["was_there"]) == (1, None, False)
+    again = tlx("deploy", bundle, "--to", place, "--name", "digits", "--json").json
+    assert (again["version"], again["was_there"]) == (1, True)
+    second = tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json
+    assert (second["version"], second["previous"]) == (2, 1) and served(place) == 2
+    back = tlx("rollback", place, "--json").json
+    assert (back["version"], back["before"]) == (1, 2) and served(place) == 1
+    assert (
+        tlx("rollback", place, "digits", "--to-version", 2, "--json").json["version"] == 2
+        and served(place) == 2
+    )
+    gone = tlx("rollback", place, "nobody")
+    assert gone.code == RunError.exit_code and "no older version" in gone.err
+    model = manifest.read(bundle).targets["cpu"].file
+    assert digest(place / "digits/2/model.onnx") == digest(bundle / model)
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    bundle = for_onnxruntime(bundle_copy)
+    done = tlx("deploy", bundle, "--to", tmp_path / "models", "--dry-run", "--raw", "--json").json
+    assert done["dry_run"] and done["version"] == 1 and len(done["models"]) == 3
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("change", ["dims", "dtype", "name"])
+def test_a_manifest_that_is_not_the_graphs_is_refused(bundle_copy: Path, tmp_path: Path, change: str) -> None:
+    bundle = for_onnxruntime(bundle_copy)
+    inputs = json.loads((bundle / manifest.NAME).read_text())["inputs"]
+    wrong = {"dims": {"shape": ["batch", 3, 16, 16]}, "dtype": {"dtype": "int8"}, "name": {"name": "pixels"}}[
+        change
+    ]
+    rewritten(bundle, inputs=[inputs[0] | wrong])
+    options = deploy.Options(name="digits")
+    if change == "name":  # the golden samples are one plain array, named by the manifest
+        options = deploy.Options(name="digits", raw=True)
+    with pytest.raises(BundleError, match="not what the graph has"):
+        deploy.run(bundle, str(tmp_path / "models"), Silent(), options=options)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("kind", ["triton", "triton-python", "ort", "ovms", "ray", "bundle"])
+def test_an_altered_bundle_goes_nowhere(bundle_copy: Path, tmp_path: Path, kind: str) -> None:
+    bundle = for_onnxruntime(bundle_copy)
+    graph = bundle / manifest.read(bundle).targets["cpu"].file
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(PreflightError, match="altered"):
+        deploy.run(bundle, f"{kind}:{tmp_path / 'place'}", Silent())
+    assert not (tmp_path / "place").exists()
+
+
+def test_an_engine_needs_trust(bundle_copy: Path, tmp_path: Path) -> None:
+    """A planted engine: what it holds is never read here, only copied."""
+    document = json.loads((bundle_copy / manifest.NAME).read_text())
+    entry = document["targets"]["cpu"]
+    entry["variant"]["backend"] = "tensorrt"
+    rewritten(bundle_copy, targets={"sm89": entry})
+    with pytest.raises(PreflightError, match="--trust-unsigned"):
+        deploy.run(bundle_copy, str(tmp_path / "models"), Silent(), options=deploy.Options(name="digits"))
+    trust = deploy.Trust(unsigned=True)
+    done = deploy.run(
+        bundle_copy, str(tmp_path / "models"), Silent(), trust=trust, options=deploy.Options(name="digits")
+    )
+    assert done.target == "sm89" and (tmp_path / "models/digits/1/model.plan").is_file()
+
+
+def test_killed_at_every_step_the_old_version_stays(built: Built, bundle_copy: Path, tmp_path: Path) -> None:
+    """kill -9 before each change at the place, and halfway through the upload of the graph."""
+    first = for_onnxruntime(bundle_copy)
+    place = tmp_path / "models"
+    deploy.run(first, str(place), Silent(), options=deploy.Options(name="digits"))
+    original = (place / "digits/1/model.onnx").read_bytes()
+    second = another(first)
+    died, step = 0, 0
+    while True:
+        step += 1
+        done = subprocess.run(
+            [sys.executable, DYING, second, str(place), str(step)], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        died += 1
+        # Killed after the switch, at the end, the new version is whole and served; before it, the old one.
+        version = served(place)
+        assert version is not None and (place / f"digits/{version}/deployed.json").is_file()
+        assert (place / "digits/1/model.onnx").read_bytes() == original
+        assert (
+            place / f"digits/{version}/model.onnx"
+        ).read_bytes() == original  # the same graph in both bundles
+    assert died >= 6
+    held = [path.name for path in (place / "digits").iterdir() if path.name.isdigit()]
+    whole = [name for name in held if (place / f"digits/{name}/deployed.json").is_file()]
+    assert served(place) == max(map(int, whole)) and sorted(held) == sorted(whole)
+
+
+@pytest.mark.parametrize("kind", ["ort", "ovms", "ray"])
+def test_every_layout_is_published_and_rolled_back(
+    bundle_copy: Path, tmp_path: Path, tlx: Tlx, kind: str
+) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), f"{kind}:{tmp_path / 'place'}"
+    layout = deploy.LAYOUTS[kind]
+    assert tlx("deploy", bundle, "--to", place, "--name", "digits", "--json").json["version"] == 1
+    assert tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json["version"] == 2
+    config = tmp_path / "place" / layout.config_path("digits")
+    assert layout.served(config.read_bytes(), "digits") == 2
+    assert tlx("rollback", place, "--json").json["version"] == 1
+    assert layout.served(config.read_bytes(), "digits") == 1
+
+
+def test_kserve_needs_to_know_where_the_cluster_looks(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), f"kserve:{tmp_path / 'served'}"
+    refused = tlx("deploy", bundle, "--to", place)
+    assert refused.code == RecipeError.exit_code and "--storage-uri" in refused.err
+    done = tlx("deploy", bundle, "--to", place, "--storage-uri", "pvc://models/served", "--json")
+    assert done.json["version"] == 1
+    name = done.json["name"]
+    assert "storageUri: pvc://models/served" in (tmp_path / f"served/{name}.yaml").read_text()
+    assert (tmp_path / f"served/{name}/1/repository/{name}/1/model.onnx").is_file()
+
+
+def test_a_bundle_goes_and_comes_back_whole(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    place, out = f"bundle:{tmp_path / 'store'}", tmp_path / "pulled"
+    assert not tlx("deploy", bundle_copy, "--to", place, "--json").json["was_there"]
+    assert tlx("deploy", bundle_copy, "--to", place, "--json").json["was_there"]
+    assert tlx("pull", place, "--out", out, "--json").code == 0
+    assert digest(out) == digest(bundle_copy)
+    assert tlx("pull", place, "--out", out).code == StorageError.exit_code
+    other = tlx("deploy", another(bundle_copy), "--to", place)
+    assert other.code == RunError.exit_code and "another bundle" in other.err
+
+
+def test_a_tampered_store_yields_no_bundle(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    place, out = tmp_path / "store", tmp_path / "pulled"
+    tlx("deploy", bundle_copy, "--to", f"bundle:{place}")
+    graph = place / "graphs" / "fp32.onnx"
+    content = bytearray(graph.read_bytes())
+    content[100] ^= 1
+    graph.write_bytes(content)
+    pulled = tlx("pull", place, "--out", out)
+    assert pulled.code == BundleError.exit_code and "altered" in pulled.err
+    assert not out.exists() and not list(tmp_path.glob(".pulled*"))
+    graph.write_bytes(bytes(content) + b"more")
+    assert (
+        tlx("pull", place, "--out", out).code == StorageError.exit_code
+    )  # larger than its manifest says: not fetched
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("to", ["nowhere:x", "oci://", "oci://registry/Upper:1", "triton:", "ftp:x"])
+def test_a_place_that_is_none(built: Built, tlx: Tlx, to: str) -> None:
+    ended = tlx("deploy", built.bundle, "--to", to)
+    assert ended.code == RecipeError.exit_code and ended.out == ""
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "", "ü"])
+def test_a_name_stays_inside(bundle_copy: Path, tmp_path: Path, name: str) -> None:
+    rewritten(bundle_copy, name=name)
+    with pytest.raises(RecipeError, match="no name"):
+        deploy.run(for_onnxruntime(bundle_copy), str(tmp_path / "models"), Silent())

@@ -1,0 +1,354 @@
+"""deploy: a bundle is laid out for a server and put where it is found; rollback: the version before is served again; pull: a
+bundle comes back from where it was put.
+
+Every byte of the bundle is checked before it is written, and again while it is copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlexport import __version__, tensors
+from tlexport.bundle import fit, manifest, preflight
+from tlexport.bundle.layouts import (
+    Layout,
+    Model,
+    RawStep,
+    Wanted,
+    declared,
+    kserve,
+    ort_server,
+    ovms,
+    ray_serve,
+    triton,
+    tuning,
+)
+from tlexport.bundle.manifest import File, Manifest
+from tlexport.bundle.places import address, bundles, oci, store, versions
+from tlexport.bundle.places.address import Address
+from tlexport.bundle.preflight import NOBODY, Trust
+from tlexport.errors import BundleError, PreflightError, RecipeError, StorageError
+from tlexport.graph import inspect, trace
+from tlexport.modalities.on_server import ON_SERVER
+from tlexport.progress import Progress
+from tlexport.results import DeployResult, MeasureResult, PullResult, Refusal, RollbackResult
+from tlexport.run import digest, replacing
+
+LAYOUTS: dict[str, Layout] = {
+    "triton": triton, "kserve": kserve, "ort": ort_server, "ovms": ovms, "ray": ray_serve,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """`name`: of the served model, by default the bundle's. `raw`: also what takes a client's raw samples (Triton).
+    `storage`: the URI under which a cluster finds the place (KServe). `measured`: a bench result (JSON) whose knees count.
+    """
+
+    target: str | None = None
+    name: str | None = None
+    flavour: str = ""
+    raw: bool = False
+    storage: str | None = None
+    measured: Path | None = None
+    instances: int | None = None
+    dry_run: bool = False
+
+
+def run(
+    bundle: Path, to: str, progress: Progress, *, trust: Trust = NOBODY, options: Options | None = None
+) -> DeployResult:
+    """Raises PreflightError for a bundle that may not be trusted, RecipeError for what the server cannot run, BundleError if
+    what is declared is not what the graph has, RunError where another deployer was faster, StorageError.
+    """
+    started, options = time.monotonic(), options or Options()
+    place = address.parse(to)
+    document = preflight.check(bundle, trust=trust)
+    if place.kind in LAYOUTS:
+        result = _served(bundle, document, place, options, trust, progress)
+    else:
+        result = _whole(bundle, document, place, options, progress)
+    return result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+
+
+def rollback(place: str, name: str | None, *, version: int | None = None) -> RollbackResult:
+    """Serve the version before the one that is served, or `version`. Raises RecipeError, RunError, BundleError, StorageError."""
+    where = address.parse(place)
+    if where.kind not in LAYOUTS:
+        raise RecipeError(
+            f"{place} holds bundles, not versions that a server sees: deploy the older bundle instead"
+        )
+    at, layout = store(where.where), LAYOUTS[where.kind]
+    held = versions.names(at)
+    if name is None and len(held) != 1:
+        raise RecipeError(f"{at.where} holds {', '.join(held) or 'no deployed model'}: say which one")
+    chosen = name or held[0]
+    now, before, record = versions.restore(at, layout, chosen, version)
+    return RollbackResult(
+        place=at.where,
+        name=chosen,
+        version=now,
+        before=before,
+        models=record.models,
+        variant=record.variant,
+        deployed=record.made,
+    )
+
+
+def pull(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -> PullResult:
+    """Fetch a bundle into the new directory `out`; it takes that name after it has passed preflight.
+
+    Raises BundleError, PreflightError, StorageError, RecipeError for a source that is none.
+    """
+    started = time.monotonic()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"{out} exists and is left alone; name another --out")
+    place = address.parse(
+        source if source.startswith("oci://") else f"bundle:{source.removeprefix('bundle:')}"
+    )
+    found = None
+    with replacing(out) as partial, _bar(progress, "pulling", 0) as advance:
+        if place.kind == "oci":
+            found = oci.pull(
+                place.where,
+                partial,
+                largest=preflight.LARGEST_BUNDLE,
+                most_files=preflight.MOST_FILES,
+                advance=advance,
+            )
+        else:
+            extra = (manifest.SIGNATURE,)
+            bundles.pull(
+                store(place.where), partial, largest=preflight.LARGEST_BUNDLE, extra=extra, advance=advance
+            )
+        try:
+            document = preflight.check(partial, trust=trust)
+        except PreflightError as error:
+            raise PreflightError(Path(source), error.refusals) from error
+    return PullResult(
+        source=source,
+        bundle=str(out),
+        name=document.name,
+        digest=found,
+        files=len(document.files),
+        bytes=sum(file.bytes for file in document.files.values()),
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _served(
+    bundle: Path, document: Manifest, place: Address, options: Options, trust: Trust, progress: Progress
+) -> DeployResult:
+    target = manifest.target(document, options.target)
+    entry = document.targets[target]
+    _require_trust(bundle, entry.file, entry.variant.backend, trust)
+    at, layout = store(place.where), LAYOUTS[place.kind]
+    measured = _measured(options.measured)
+    tuned = tuning.tuned(entry.variant, document.batch, measured, options.instances)
+    wanted = Wanted(
+        name=_name(options.name or document.name),
+        bundle=bundle,
+        document=document,
+        target=target,
+        tuning=tuned,
+        version=0,
+        flavour=options.flavour or place.flavour,
+        raw=_raw_step(document) if options.raw else None,
+        place=(options.storage or place.where).rstrip("/"),
+        golden=_golden(bundle, document),
+    )
+    laid = _laid(layout, wanted, _graph(bundle, entry.file))
+    began = laid(1, None)  # refused before anything is written
+    known = {"target": target, "variant": entry.variant.name, "bundle": document.name}
+    notes = (*tuned.notes, *layout.notes(wanted))
+    held = versions.state(at, layout, wanted.name)
+    if options.dry_run:
+        version = 1 + max([*held.whole, *held.begun, held.current or 0], default=0)
+        planned = laid(version, held.current)
+        return _result(bundle, place, wanted, planned, notes).model_copy(
+            update={"version": version, "previous": held.current, "dry_run": True}
+        )
+    with _bar(progress, f"deploying {wanted.name}", sum(map(_size, began))) as advance:
+        published = versions.publish(
+            at, layout, wanted.name, laid,
+            content=versions.identity((bundle / manifest.NAME).read_bytes(), _chosen(wanted, place)),
+            describes=known,
+            trusted={str(bundle / name): file.sha256 for name, file in document.files.items()},
+            advance=advance,
+        )  # fmt: skip
+    before = held.whole[held.current].models if held.current in held.whole else ()
+    if left := [own for own in before if own not in published.models]:
+        notes += (
+            f"{', '.join(left)} still names version {held.current}: remove it from the server, or deploy with --raw",
+        )
+    return _result(bundle, place, wanted, began, notes).model_copy(
+        update={
+            "version": published.version,
+            "previous": published.previous,
+            "files": published.files,
+            "bytes": published.bytes,
+            "was_there": published.was_there,
+            "removed": published.removed,
+        }
+    )
+
+
+def _result(
+    bundle: Path, place: Address, wanted: Wanted, models: tuple[Model, ...], notes: tuple[str, ...]
+) -> DeployResult:
+    return DeployResult(
+        bundle=str(bundle),
+        place=place.where,
+        kind=place.kind,
+        name=wanted.name,
+        models=tuple(model.name for model in models),
+        target=wanted.target,
+        variant=wanted.entry.variant.name,
+        files=sum(len(model.version) + len(model.shared) + 1 for model in models),
+        bytes=sum(map(_size, models)),
+        notes=notes,
+    )
+
+
+def _laid(
+    layout: Layout, wanted: Wanted, graph: tuple[Any, Any]
+) -> Callable[[int, int | None], tuple[Model, ...]]:
+    """Lay a version out, and hold each Triton configuration of the model against the graph."""
+
+    def laid(version: int, previous: int | None) -> tuple[Model, ...]:
+        models = layout.models(dataclasses.replace(wanted, version=version, previous=previous))
+        for model in models:
+            nested = model.version.get(f"repository/{wanted.name}/{triton.CONFIG}")
+            config = model.config if layout is triton and model.name == wanted.name else nested
+            if isinstance(config, bytes) and (wrong := declared.differences(config, *graph)):
+                raise BundleError(
+                    f"what would be declared to the server is not what the graph has: {'; '.join(wrong)}"
+                )
+        return models
+
+    return laid
+
+
+def _graph(bundle: Path, file: str) -> tuple[Any, Any]:
+    """Inputs and outputs of the graph that runs; of an engine, of the graph that it was built from."""
+    path = bundle / file if file.endswith(".onnx") else bundle / "graphs" / "fp32.onnx"
+    inputs, outputs = inspect.io(trace.load(path))
+    return inputs, outputs
+
+
+def _whole(
+    bundle: Path, document: Manifest, place: Address, options: Options, progress: Progress
+) -> DeployResult:
+    """The bundle itself, with its manifest and its signature."""
+    files = dict(document.files)
+    for name in (manifest.NAME, manifest.SIGNATURE):
+        if (own := bundle / name).is_file():
+            files[name] = File(sha256=digest(own), bytes=own.stat().st_size)
+    size = sum(file.bytes for file in files.values())
+    result = DeployResult(
+        bundle=str(bundle),
+        place=place.where,
+        kind=place.kind,
+        name=document.name,
+        files=len(files),
+        bytes=size,
+        dry_run=options.dry_run,
+    )
+    if given := [flag for flag, own in (("--raw", options.raw), ("--flavour", options.flavour)) if own]:
+        raise RecipeError(f"{', '.join(given)}: a bundle goes to {place.where} as it is")
+    if place.kind == "oci":
+        oci.Reference(place.where)
+    if options.dry_run:
+        return result
+    with _bar(progress, f"deploying {document.name}", size) as advance:
+        if place.kind == "oci":
+            annotations = {
+                "org.opencontainers.image.title": document.name,
+                "org.tlexport.task": document.task,
+            }
+            found, was_there = oci.push(bundle, files, place.where, annotations, advance)
+            return result.model_copy(update={"digest": found, "was_there": was_there})
+        was_there = bundles.push(bundle, files, store(place.where), advance)
+    return result.model_copy(update={"was_there": was_there})
+
+
+def _require_trust(bundle: Path, file: str, backend: str, trust: Trust) -> None:
+    if backend in fit.CODE and not (trust.verifies or trust.unsigned):
+        reason = (
+            f"{file} is code that a server would run, and nobody's signature of it was verified; "
+            "give --public-key FILE, or --trust-unsigned"
+        )
+        raise PreflightError(bundle, (Refusal(kind="unsigned", file=file, reason=reason),))
+
+
+def _name(name: str) -> str:
+    """Of a model and its directory."""
+    if (
+        not name.isascii()
+        or not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        or name.startswith(".")
+    ):
+        raise RecipeError(
+            f"{name!r} is no name for a served model (letters, digits, - _ .); give one with --name"
+        )
+    return name
+
+
+def _measured(path: Path | None) -> MeasureResult | None:
+    if path is None:
+        return None
+    try:
+        return MeasureResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"--measured {path} is no result of tlexport bench BUNDLE --json ({type(error).__name__})"
+        ) from error
+
+
+def _golden(bundle: Path, document: Manifest) -> dict[str, np.ndarray]:
+    """One golden sample by input name, without the batch's dimension."""
+    held = tensors.first(bundle / "golden" / "inputs.npy", [spec.name for spec in document.inputs], 1)
+    return {name: array[0] for name, array in held.items()}
+
+
+def _raw_step(document: Manifest) -> RawStep:
+    own = ON_SERVER.get(document.modality)
+    if own is None:
+        raise RecipeError(
+            f"--raw: a {document.modality} model takes raw values already; it is for {' and '.join(ON_SERVER)}"
+        )
+    return RawStep(own.input, own.files(), own.call, own.needs)
+
+
+def _chosen(wanted: Wanted, place: Address) -> dict[str, Any]:
+    tuned = {key: own for key, own in dataclasses.asdict(wanted.tuning).items() if key != "notes"}
+    return {
+        "kind": place.kind, "flavour": wanted.flavour, "raw": wanted.raw is not None, "target": wanted.target,
+        "place": wanted.place, "tuning": tuned, "tlexport": __version__,
+    }  # fmt: skip
+
+
+def _size(model: Model) -> int:
+    contents = (*model.version.values(), *model.shared.values(), model.config)
+    return sum(len(own) if isinstance(own, bytes) else own.stat().st_size for own in contents)
+
+
+@contextmanager
+def _bar(progress: Progress, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    done = 0
+    with progress.bar(label) as step:
+
+        def advance(moved: int) -> None:
+            nonlocal done
+            done += moved
+            if total:
+                step(min(done, total), total, f"{done / 1e6:.1f} MB")
+
+        yield advance
