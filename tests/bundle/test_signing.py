@@ -128,6 +128,11 @@ def spare_bits(text: str) -> str:
     return other
 
 
+def signature_of(bundle: Path) -> str:
+    document = json.loads((bundle / manifest.SIGNATURE).read_text())
+    return str(document["dsseEnvelope"]["signatures"][0]["sig"])
+
+
 def pad_payload(document: dict[str, Any]) -> None:
     envelope = document["dsseEnvelope"]
     envelope["signatures"][0]["sig"] = spare_bits(envelope["signatures"][0]["sig"])
@@ -149,11 +154,10 @@ def pad_payload(document: dict[str, Any]) -> None:
 def test_what_no_signature_covers_may_not_differ_either(
     signed: tuple[Path, Path, Path], copy: Path, change: Callable[[Any], Any], form: dict[str, Any]
 ) -> None:
+    while change is pad_payload and not signature_of(copy).endswith("="):
+        (copy / manifest.SIGNATURE).unlink()  # a third of the signatures has a length without spare bits
+        signing.with_key(signed[1])(copy)
     original = (copy / manifest.SIGNATURE).read_bytes()
-    if change is pad_payload and not json.loads(original)["dsseEnvelope"]["signatures"][0]["sig"].endswith(
-        "="
-    ):
-        pytest.skip("this signature's base64 has no spare bits")
     rewritten(copy, change, **form)
     assert (copy / manifest.SIGNATURE).read_bytes() != original
     with pytest.raises(PreflightError, match=r"model\.sig was altered|is not a signature made"):
