@@ -59,17 +59,23 @@ def build(
     bundle: str | Path,
     targets: list[str] | None = None,
     overrides: list[str] | None = None,
+    sign_key: str | Path | None = None,
 ) -> BuildResult:
-    """Export, quantise, compile, verify, bench and package a run. `failed` of the result names targets without a passing variant."""
+    """Export, quantise, compile, verify, bench and package a run. `failed` of the result names targets without a passing variant.
+
+    `sign_key`: private key in PEM that signs the bundle; its password is read from TLEXPORT_KEY_PASSWORD.
+    """
     from tlexport import flow
+    from tlexport.bundle import signing
     from tlexport.progress import Silent
     from tlexport.recipe import with_overrides
     from tlexport.run import Run
 
     opened = run if isinstance(run, Run) else Run(run)
     recipe = with_overrides(opened.recipe, overrides or [], targets=targets)
+    sign = signing.with_key(Path(sign_key)) if sign_key else None
     with opened.lock():
-        return flow.build(opened, recipe, Silent(), bundle=Path(bundle))
+        return flow.build(opened, recipe, Silent(), bundle=Path(bundle), sign=sign)
 
 
 def predict(

@@ -137,7 +137,7 @@ def latency_gate(
     return result
 
 
-def _to_be_timed(path: Path, target: str | None, trust: Trust) -> Build:
+def _to_be_timed(path: Path, target: str | None, trust: Trust = NOBODY) -> Build:
     """A measured subject as one that another process can load."""
     subject = measure.subject(path, target, trust)
     most = cores.usable()

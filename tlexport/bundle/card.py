@@ -7,13 +7,11 @@ Reporting, arXiv:1810.03993.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-
 import yaml
 
 from tlexport.bundle import choice, fit
 from tlexport.bundle.facts import Facts
+from tlexport.bundle.markdown import bullets, code, escaped, table
 from tlexport.results import SliceDrop, Variant
 
 NAME = "MODEL_CARD.md"
@@ -23,9 +21,6 @@ _PIPELINES = {
     "tabular": "tabular-classification",
     "series": "time-series-forecasting",
 }
-_TAKEN = re.compile(r"([\\`*_{}\[\]#!|<>~&$^@])")
-_LINKS = re.compile(r"(://|(?<=www)\.)", re.IGNORECASE)  # what GitHub makes a link of without brackets
-_STARTS = re.compile(r"^([-+=]|\d+[.)])")  # a list, a rule or a heading, at the start of a line
 
 
 def build(facts: Facts) -> bytes:
@@ -45,13 +40,6 @@ def build(facts: Facts) -> bytes:
         *_origin(facts),
     ]
     return ("\n\n".join(part for part in parts if part) + "\n").encode()
-
-
-def escaped(text: object) -> str:
-    """Text on one line in which no character means anything to Markdown or HTML."""
-    line = "".join(character if character.isprintable() else " " for character in str(text))
-    marked = _LINKS.sub(r"\\\1", _TAKEN.sub(r"\\\1", " ".join(line.split())))
-    return _STARTS.sub(r"&#8203;\1", marked).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def _front_matter(facts: Facts) -> str:
@@ -88,7 +76,7 @@ def _use(facts: Facts) -> list[str]:
     names = ", ".join(escaped(name) for name in document.classes[:SHOWN])
     more = f" and {len(document.classes) - SHOWN} more" if len(document.classes) > SHOWN else ""
     ends = [
-        f"- takes `{_code(spec.name)}`: {escaped(spec.dtype)} {escaped(list(spec.shape))}"
+        f"- takes `{code(spec.name)}`: {escaped(spec.dtype)} {escaped(list(spec.shape))}"
         for spec in document.inputs
     ]
     return [
@@ -115,16 +103,16 @@ def _data(facts: Facts) -> list[str]:
         *facts.tuned.leaks,
         *(f"in test or validation and in train: {d}" for d in facts.tuned.duplicates),
     ]
-    found = _bullets(leaks) if leaks else "none was found by the checks that finetune makes."
+    found = bullets(leaks) if leaks else "none was found by the checks that finetune makes."
     return [
         "## Data",
         f"Source: {escaped(facts.data['source'])}. SHA-256 of every sample in order: `{facts.data['sha256']}`.",
-        _table(("split", "samples", "of each class", "drawn"), rows),
+        table(("split", "samples", "of each class", "drawn"), rows),
         "Groups in each split: " + ", ".join(f"{escaped(k)} {v}" for k, v in groups.items()) + "."
         if groups
         else "",
         f"Leakage: {found}" if not leaks else f"Leakage found:\n\n{found}",
-        f"Left out or changed:\n\n{_bullets(facts.tuned.problems)}" if facts.tuned.problems else "",
+        f"Left out or changed:\n\n{bullets(facts.tuned.problems)}" if facts.tuned.problems else "",
     ]
 
 
@@ -139,8 +127,8 @@ def _metrics(facts: Facts) -> list[str]:
         "## Metrics",
         f"The fine-tuned PyTorch model, which every variant is held against, on {facts.verified.samples} test samples. "
         "These values have no interval; those of the differences below have one.",
-        _table(("metric", "test", "validation"), rows),
-        _table(("plain model beside it", "verdict"), beside) if beside else "",
+        table(("metric", "test", "validation"), rows),
+        table(("plain model beside it", "verdict"), beside) if beside else "",
     ]
 
 
@@ -184,8 +172,8 @@ def _variants(facts: Facts) -> list[str]:
         "## What the compiled variants lose",
         f"Drop: reference minus variant on the same test samples, with its {facts.verified.confidence:.0%} interval. "
         "Changed decisions: against the reference's, and the upper bound of their share.",
-        _table(head, rows),
-        f"Calibration:\n\n{_bullets(drift)}" if drift else "",
+        table(head, rows),
+        f"Calibration:\n\n{bullets(drift)}" if drift else "",
     ]
 
 
@@ -206,7 +194,7 @@ def _slices(facts: Facts) -> list[str]:
         )
         parts += [
             f"{escaped(variant)}. {told}",
-            _table(("slice", "samples", "reference", "drop", "interval", "note"), rows),
+            table(("slice", "samples", "reference", "drop", "interval", "note"), rows),
             more,
         ]
     return ["## Slices", *(parts or ["None were told apart."])]
@@ -235,8 +223,8 @@ def _latency(facts: Facts) -> list[str]:
         "## Latency",
         f"Batch 1, on {escaped(machine.get('cpu') or 'an unnamed CPU')}, {machine.get('usable_cores')} cores, {gpus}. "
         "A percentile has its interval in brackets; on another machine all of this is different.",
-        _table(("target", "p50", "p99", "calls timed", "torch eager's time over it"), rows),
-        _bullets(facts.measured.notes),
+        table(("target", "p50", "p99", "calls timed", "torch eager's time over it"), rows),
+        bullets(facts.measured.notes),
     ]
 
 
@@ -278,7 +266,7 @@ def _limits(facts: Facts) -> list[str]:
     return [
         "## Limits",
         f"Gates that had to be passed: {held}. Not gated: {', '.join(map(escaped, absent)) or 'nothing'}.",
-        _bullets(found) if found else "Nothing else was found.",
+        bullets(found) if found else "Nothing else was found.",
     ]
 
 
@@ -310,31 +298,16 @@ def _origin(facts: Facts) -> list[str]:
         else f"{escaped(weights.source)} (from: {escaped(weights.origin or 'not stated')}; licence: "
         f"{escaped(weights.licence or 'not stated')}; SHA-256 {escaped(weights.sha256 or 'not known')})"
     )
-    code = sorted(target for target, v in facts.chosen.items() if v.backend in fit.CODE)
+    executable = sorted(target for target, v in facts.chosen.items() if v.backend in fit.CODE)
     return [
         "## Origin",
         f"{escaped(facts.document.backbone)}, trained by the strategy {escaped(facts.tuned.strategy)} for {facts.tuned.epochs} epochs "
         f"(the best was {facts.tuned.best_epoch}), from {began}. The licence of the data and of this model is not stated by the run. "
         "Libraries and files with their hashes: `bom.cdx.json`.",
-        f"Executable code, to be loaded only if its signature is verified: {', '.join(map(escaped, code))}."
-        if code
+        f"Executable code, to be loaded only if its signature is verified: {', '.join(map(escaped, executable))}."
+        if executable
         else "",
     ]
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escaped(line)}" for line in lines)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _code(text: str) -> str:
-    """Within back quotes nothing but a back quote means anything."""
-    return "".join(c for c in text if c.isprintable() and c not in "`|")
 
 
 def _number(value: float | None) -> str:

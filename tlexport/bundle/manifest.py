@@ -142,7 +142,7 @@ def read(bundle: Path) -> Manifest:
     unreadable = f"{path} is not a manifest this tlexport can read"
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _refused(bundle, "manifest", f"{unreadable}: {str(error).splitlines()[0]}") from error
     version = parsed.get("bundle_version") if isinstance(parsed, dict) else None
     if isinstance(version, int) and version > VERSION:

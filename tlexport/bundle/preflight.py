@@ -162,13 +162,16 @@ class _Directory:
         folders, seen = [""], 0
         while folders:
             folder = folders.pop()
-            with os.scandir(bundle / folder) as entries:
-                for entry in entries:
-                    seen += 1
-                    if seen > 2 * MOST_FILES:
-                        self._refuse("size", "", f"{bundle} holds more than {MOST_FILES} files")
-                        return
-                    self._add(f"{folder}{entry.name}", entry, folders)
+            try:
+                with os.scandir(bundle / folder) as entries:
+                    for entry in entries:
+                        seen += 1
+                        if seen > 2 * MOST_FILES:
+                            self._refuse("size", "", f"{bundle} holds more than {MOST_FILES} files")
+                            return
+                        self._add(f"{folder}{entry.name}", entry, folders)
+            except OSError as error:
+                self._refuse("special", folder, f"{bundle / folder} cannot be listed: {error.strerror}")
 
     def _add(self, name: str, entry: os.DirEntry[str], folders: list[str]) -> None:
         mode = entry.stat(follow_symlinks=False)
@@ -225,10 +228,17 @@ def _wrong_files(bundle: Path, document: Manifest, found: _Directory, skipped: s
         elif found.files[name] != file.bytes:
             reason = f"{name} was altered: it has {found.files[name]} bytes, and {file.bytes} are listed"
             yield Refusal(kind="size", file=name, reason=reason)
-        elif digest(bundle / name) != file.sha256:
-            yield Refusal(kind="altered", file=name, reason=f"{name} was altered")
+        elif why := _wrong_content(bundle / name, file.sha256):
+            yield Refusal(kind="altered", file=name, reason=f"{name} {why}")
     for name in sorted(found.files.keys() - document.files.keys() - {NAME, SIGNATURE}):
         yield Refusal(kind="unlisted", file=name, reason=f"{name} is not in the manifest")
+
+
+def _wrong_content(path: Path, sha256: str) -> str:
+    try:
+        return "" if digest(path) == sha256 else "was altered"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _wrong_signature(bundle: Path, trust: Trust, found: _Directory) -> str:

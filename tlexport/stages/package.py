@@ -11,7 +11,7 @@ from tlexport.bundle.facts import Facts
 from tlexport.bundle.signing import Sign
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
-from tlexport.models.checkpoint import describe_checkpoint
+from tlexport.models.checkpoint import Description, describe_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
 from tlexport.results import BenchResult, FinetuneResult, PackageResult, Variant, VerifyResult
@@ -138,7 +138,7 @@ def _write(
             "data_sha256": extra["data"]["sha256"],
         },
     )
-    facts = _facts(run, recipe, document, measured, sources)
+    facts = _facts(run, recipe, document, measured, sources, description)
     sources[bom.NAME] = bom.build(facts)
     sources[card.NAME] = card.build(facts)
     if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
@@ -152,8 +152,8 @@ def _facts(
     document: manifest.Manifest,
     measured: BenchResult,
     sources: dict[str, Path | bytes],
+    description: Description,
 ) -> Facts:
-    description = describe_checkpoint(run / "checkpoint")
     listed = {name: source for name, source in sources.items() if isinstance(source, Path)}
     return Facts(
         document=document,
