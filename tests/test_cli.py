@@ -67,7 +67,7 @@ def test_wrong_usage(tlx: Cli, arguments: list[str]) -> None:
 
 def test_schemas_are_listed_and_an_unknown_one_is_an_error(tlx: Cli) -> None:
     names = tlx("schema").out.split()
-    extra = {"recipes", "recipe", "bundle", "bench-bundle", "gate", "verify-bundle", "error"}
+    extra = {"recipes", "recipe", "bundle", "bench-bundle", "gate", "replay", "error"}
     assert {*COMMANDS, *extra} - {"schema"} == set(names)
     assert tlx("schema", "--json").json == {"schemas": names}
     for name in names:

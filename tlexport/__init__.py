@@ -25,10 +25,10 @@ def finetune(
     recipe: str | Path, *, out: str | Path, overrides: list[str] | None = None, sets: list[str] | None = None
 ) -> Run:
     """Fine-tune by a recipe (a file or a shipped name) into the run directory `out`, or resume the one that is there."""
+    from tlexport.flow import tune
     from tlexport.progress import Silent
     from tlexport.recipe import load
     from tlexport.run import Run
-    from tlexport.stages import tune
 
     resolved = load(recipe, overrides, sets)
     made = Run.create(out, resolved)
@@ -61,7 +61,7 @@ def build(
     overrides: list[str] | None = None,
 ) -> BuildResult:
     """Export, quantise, compile, verify, bench and package a run. `failed` of the result names targets without a passing variant."""
-    from tlexport import stages
+    from tlexport import flow
     from tlexport.progress import Silent
     from tlexport.recipe import with_overrides
     from tlexport.run import Run
@@ -69,7 +69,7 @@ def build(
     opened = run if isinstance(run, Run) else Run(run)
     recipe = with_overrides(opened.recipe, overrides or [], targets=targets)
     with opened.lock():
-        return stages.build(opened, recipe, Silent(), bundle=Path(bundle))
+        return flow.build(opened, recipe, Silent(), bundle=Path(bundle))
 
 
 def predict(

@@ -18,7 +18,8 @@ TlexportError             1   anything not named below
 │   └── UndecidedError    14  too few samples, or too noisy a machine, to tell
 ├── BundleError           11  the bundle is incomplete, altered or has no passing verdict
 │   └── PreflightError    11  the bundle may not be trusted, or cannot run here: every reason with its kind
-└── TrainingError         12  fine-tuning diverged or cannot be judged
+├── TrainingError         12  fine-tuning diverged or cannot be judged
+└── ServerError           15  a server cannot be reached, or does not speak the protocol
 
 Exit code 130 is an interrupt (Ctrl-C), 143 a termination request: the run resumes with the same command.
 Each message says what happened, what was available and what to do next.
@@ -46,6 +47,7 @@ __all__ = [
     "ReceiptError",
     "RecipeError",
     "RunError",
+    "ServerError",
     "StorageError",
     "TlexportError",
     "TrainingError",
@@ -155,3 +157,13 @@ class PreflightError(BundleError):
 
 class TrainingError(TlexportError):
     exit_code = 12
+
+
+class ServerError(TlexportError):
+    """`timed_out`: it was reached, and did not answer within the client's own limit."""
+
+    exit_code = 15
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out

@@ -76,11 +76,11 @@ class Gate:
         tolerance: float | None = None,
     ) -> GateResult:
         """What `target` got in a run or bundle is not slower than in `against`, or than the stored baseline."""
-        from tlexport import stages
+        from tlexport import flow
         from tlexport.progress import Silent
 
         return _passed(
-            lambda: stages.latency_gate(
+            lambda: flow.latency_gate(
                 Path(path),
                 Silent(),
                 against=Path(against) if against else None,

@@ -518,6 +518,12 @@ class Recipe(Section):
             raise ValueError("compile.backends: at least one is needed, for instance auto")
         return self
 
+    @property
+    def shows_samples(self) -> bool:
+        """Whether copies of test samples may stand in the report."""
+        asked = self.report.images
+        return self.golden.source == "test" if asked == "auto" else bool(asked)
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

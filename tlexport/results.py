@@ -19,6 +19,8 @@ class WeightsSummary(Result):
     """How the pretrained weights fitted the backbone; tensor counts."""
 
     source: str
+    origin: str = Field("", description="where they come from, in words; empty: not recorded")
+    licence: str = Field("", description="as their publisher states it; empty: not recorded")
     matched: int
     total: int
     head: tuple[str, ...] = Field((), description="tensors of the old head, left out")
@@ -540,6 +542,7 @@ class PackageResult(Result):
     chosen: dict[str, str] = Field(description="target -> variant")
     reasons: dict[str, str] = Field(description="target -> why this one")
     losers: dict[str, str] = Field(description="every other variant -> why not, in one line")
+    signed: bool = False
     files: int
     size_bytes: int
 
@@ -663,6 +666,150 @@ class ErrorResult(Result):
     exit_code: int
 
 
+class Differences(Result):
+    """A server's answers to golden samples held against the reference's outputs."""
+
+    samples: int = Field(description="answers: a sample that was asked several times counts as often")
+    limit: float = Field(description="largest difference from the reference that is taken for the same model")
+    max_abs_error: float | None = Field(description="of the answers that are finite; null: none is")
+    median_abs_error: float | None = Field(description="of the samples' largest differences")
+    rms_error: float | None
+    over: int = Field(description="answers beyond the limit, or not finite")
+    worst_sample: int = Field(description="golden sample with the largest difference, from 0")
+    not_finite: tuple[int, ...] = Field((), description="golden samples answered with NaN or infinity")
+    flips: int | None = Field(None, description="answers that are decided otherwise; null in a regression")
+
+
+class Misplaced(Result):
+    """A request of the shuffled stream that got the answers to other samples."""
+
+    request: int
+    sent: tuple[int, ...] = Field(description="golden samples, from 0")
+    answered: tuple[int, ...] = Field(description="golden samples whose answers came back")
+
+
+class Suspect(Result):
+    """A known mistake, and how much of what a server answers it explains."""
+
+    says: str
+    advice: str
+    explained: float = Field(
+        description="share of the squared difference between server and model that it explains"
+    )
+    max_abs_error: float | None = Field(description="between the server and the model with the mistake")
+    fits: bool = Field(description="its answers are the server's within the limit")
+    p: float | None = Field(
+        None, description="that answers which say nothing of their sample go with it so well; null: it fits"
+    )
+
+
+class Diagnosis(Result):
+    verdict: Literal["named", "suspected", "unknown"]
+    says: str
+    advice: str
+    suspects: tuple[Suspect, ...] = Field(
+        (), description="likeliest first; those that fit before those that are near"
+    )
+
+
+class BitParity(Result):
+    """Answers compared bit by bit with the local session's at the same batch size."""
+
+    batch: int = Field(description="samples a request")
+    answers: int
+    identical: int
+    merged: int = Field(
+        0,
+        description="not identical, and identical to the local session's at another batch size: the server merged requests",
+    )
+
+
+class CheckServerResult(Result):
+    """What `tlexport check-server` finds."""
+
+    url: str
+    bundle: str
+    model: str = Field(description="as the server calls it")
+    versions: tuple[str, ...] = Field((), description="that the server states")
+    target: str
+    variant: str
+    encoding: str = Field(description="how tensors travelled: binary, json or grpc")
+    golden: Differences = Field(description="one sample a request, one after the other")
+    batches: dict[str, Differences] = Field(
+        {}, description="samples a request -> all golden samples in such requests"
+    )
+    stream: Differences | None = Field(
+        None, description="shuffled samples in mixed batches over several connections; null: not asked"
+    )
+    requests: int = Field(0, description="of the stream")
+    connections: int = 0
+    misplaced: tuple[Misplaced, ...] = Field((), description="answers that belong to other requests")
+    indistinct: int = Field(
+        0, description="pairs of golden samples with like outputs: their exchange would show nowhere"
+    )
+    bits: tuple[BitParity, ...] = Field((), description="empty where the variant cannot run here")
+    metadata: tuple[str, ...] = Field(
+        (), description="what the server states of its tensors and the manifest has otherwise"
+    )
+    diagnosis: Diagnosis | None = Field(
+        None, description="the mistake that it looks like, where golden samples are answered otherwise"
+    )
+    verdict: Literal["pass", "fail", "undecided"]
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class LoadResult(Result):
+    """What `tlexport load` finds of a live server."""
+
+    url: str
+    bundle: str
+    model: str
+    encoding: str
+    batch: int = Field(description="samples a request")
+    connections: int
+    open: OpenLoop | None = Field(
+        None, description="every request, whatever became of it; null: a search for the largest rate"
+    )
+    served: Latency | None = Field(
+        None, description="of the requests that were answered, from their scheduled start"
+    )
+    counts: dict[str, int] = Field(
+        {}, description="ok, wrong, overload, deadline, timeout, error ... -> requests"
+    )
+    errors: dict[str, str] = Field({}, description="kind -> what the server said first")
+    offered_per_s: float | None = None
+    goodput_per_s: float | None = Field(None, description="requests answered rightly, a second")
+    shed: float | None = Field(
+        None, description="share of the started requests that the server refused for overload"
+    )
+    waited: float | None = Field(
+        None,
+        description="share of the requests that were due and found every connection busy: beyond a few the server saw "
+        "less than the rate",
+    )
+    max_abs_error: float | None = Field(None, description="of the answers, from the reference")
+    largest: LargestRate | None = None
+    machine: dict[str, Any]
+    watch: Watch
+    limit_ms: float | None = None
+    verdict: Literal["pass", "fail", "undecided"] | None = Field(None, description="null: there is no limit")
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    raw: str | None = Field(None, description="file with every request in seconds")
+
+
+class ServeResult(Result):
+    """What `tlexport serve` says once it answers."""
+
+    bundle: str
+    model: str
+    version: str
+    http: str
+    grpc: str | None
+    process: int
+
+
 class DeployResult(Result):
     """A bundle at a place; `version` and `previous` where a server sees versions."""
 
@@ -725,8 +872,11 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "doctor": DoctorResult,
     "inspect": InspectResult,
     "recipes": RecipesResult,
-    "error": ErrorResult,
+    "serve": ServeResult,
+    "check-server": CheckServerResult,
+    "load": LoadResult,
     "deploy": DeployResult,
     "rollback": RollbackResult,
     "pull": PullResult,
+    "error": ErrorResult,
 }

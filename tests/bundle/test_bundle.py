@@ -13,7 +13,7 @@ import pytest
 from pipeline import Built, Ended
 
 from tlexport.bundle import choice, describe, manifest, preflight
-from tlexport.errors import BundleError, GateError, RunError
+from tlexport.errors import BundleError, GateError, PreflightError, RunError
 from tlexport.results import Variant
 from tlexport.run import Run, digest
 
@@ -87,7 +87,7 @@ def test_a_flipped_byte_in_any_file_is_seen(bundle_copy: Path, tlx: Cli) -> None
     assert describe.describe(bundle_copy).kind == "bundle"
     names[0].write_bytes(names[0].read_bytes() + b"x")
     refused = tlx("inspect", bundle_copy, "--json")
-    assert refused.code == 11 and refused.json["kind"] == "BundleError"
+    assert refused.code == 11 and refused.json["kind"] == "PreflightError"
 
 
 def test_removed_added_and_linked_files_are_seen(bundle_copy: Path, tmp_path: Path) -> None:
@@ -124,14 +124,15 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(bundle_copy: Path) -> None:
 )
 def test_names_that_lead_elsewhere_are_refused(bundle_copy: Path, name: str) -> None:
     edit(bundle_copy, lambda document: document["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
-    with pytest.raises(BundleError, match=r"outside the bundle|names no file"):
-        manifest.read(bundle_copy)
+    with pytest.raises(PreflightError, match=r"outside the bundle|names no file") as refused:
+        preflight.check(bundle_copy)
+    assert ("name", name) in [(refusal.kind, refusal.file) for refusal in refused.value.refusals]
 
 
 def test_a_target_whose_file_has_no_hash_is_refused(bundle_copy: Path) -> None:
     edit(bundle_copy, lambda document: document["targets"]["cpu"].update(file="../elsewhere/model.onnx"))
-    with pytest.raises(BundleError, match=r"no hash of what cpu runs: \.\./elsewhere"):
-        manifest.read(bundle_copy)
+    with pytest.raises(PreflightError, match=r"no hash of what cpu runs: \.\./elsewhere"):
+        preflight.check(bundle_copy)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,9 @@ def test_a_target_whose_file_has_no_hash_is_refused(bundle_copy: Path) -> None:
         "{",
         "[]",
         "{}",
+        '{"bundle_version": 0}',
         '{"bundle_version": 2}',
+        '{"bundle_version": 3}',
         "[" * 100_000,
         '{"bundle_version": 1, "name": NaN}',
         "\xff",

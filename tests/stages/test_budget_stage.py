@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from pipeline import Built, Ended
 
-from tlexport import stages
+from tlexport import flow
 from tlexport.errors import RunError
 from tlexport.progress import Silent
 from tlexport.recipe import with_overrides
@@ -106,13 +106,13 @@ def test_a_layer_damaged_after_export_is_blamed_by_name(
 
 
 def test_a_sound_graph_is_said_to_be_sound(run_copy: Run) -> None:
-    result = stages.explain_drop(run_copy, run_copy.recipe, Silent(), name="fp32", samples=16)
+    result = flow.explain_drop(run_copy, run_copy.recipe, Silent(), name="fp32", samples=16)
     assert result.culprits == () and result.evaluations == 0
     assert "as PyTorch does" in result.sentence
 
 
 def test_a_variant_that_runs_here_is_compared_with_its_graph(run_copy: Run) -> None:
-    result = stages.explain_drop(run_copy, run_copy.recipe, Silent(), name="cpu-onnxruntime-int8", samples=16)
+    result = flow.explain_drop(run_copy, run_copy.recipe, Silent(), name="cpu-onnxruntime-int8", samples=16)
     assert [step.step for step in result.steps] == [
         "torch -> fp32",
         "fp32 -> int8-cpu",
@@ -135,7 +135,7 @@ def test_an_error_of_the_artifact_alone_is_blamed_on_no_layer_of_the_graph(run_c
     onnx.save(model, path)
     manifest = run_copy / "manifest.json"
     manifest.write_text(manifest.read_text().replace(variant.sha256, digest(path)))
-    result = stages.explain_drop(Run(run_copy.path), run_copy.recipe, Silent(), name=name, samples=16)
+    result = flow.explain_drop(Run(run_copy.path), run_copy.recipe, Silent(), name=name, samples=16)
     assert result.steps[-1].noise > 10 * result.steps[1].noise
     assert result.culprits == () and result.evaluations == 0
     assert "the artifact's own arithmetic does, compare another backend" in result.sentence
@@ -143,7 +143,7 @@ def test_an_error_of_the_artifact_alone_is_blamed_on_no_layer_of_the_graph(run_c
 
 def test_an_unknown_graph_is_an_error_that_lists_what_there_is(run_copy: Run) -> None:
     with pytest.raises(RunError, match=r"no graph or variant 'int9'.*int8-cpu.*cpu-onnxruntime-int8"):
-        stages.explain_drop(run_copy, run_copy.recipe, Silent(), name="int9", samples=16)
+        flow.explain_drop(run_copy, run_copy.recipe, Silent(), name="int9", samples=16)
 
 
 def test_the_built_run_explains_each_loser(built: Built, tlx: Cli) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from pipeline import Built, Ended
 
-from tlexport import stages
 from tlexport.errors import GateError, LatencyGateError, RecipeError, RunError, UndecidedError
 from tlexport.evidence.gate import sessions, store
 from tlexport.progress import Silent
@@ -53,7 +52,7 @@ def sleepy(load: Callable[[int], AbstractContextManager[Any]], threads: int) -> 
 
 
 def build_of(built: Built, *, slow: bool = False) -> sessions.Build:
-    made = stages._to_be_timed(built.bundle, "cpu")
+    made = flow._to_be_timed(built.bundle, "cpu")
     return replace(made, load=partial(sleepy, made.load)) if slow else made
 
 

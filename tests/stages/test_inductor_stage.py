@@ -15,7 +15,8 @@ import tlexport
 from tlexport import tensors
 from tlexport.backends import inductor
 from tlexport.bundle import manifest, preflight
-from tlexport.errors import BundleError, CompileError, GateError, NoCompilerError
+from tlexport.bundle.preflight import Trust
+from tlexport.errors import BundleError, CompileError, GateError, NoCompilerError, PreflightError
 from tlexport.modalities import MODALITIES
 from tlexport.models.checkpoint import load_checkpoint
 from tlexport.models.network import ServingModel
@@ -52,7 +53,10 @@ def test_it_is_judged_timed_and_chosen(alone: Run, tmp_path: Path) -> None:
     assert any("inductor: input tensors" in note for note in measured.notes)
     packaged = package.run(alone, recipe, Silent(), out=tmp_path / "bundle")
     assert packaged.chosen == {"cpu": "cpu-inductor-fp32"}
-    entry = preflight.check(tmp_path / "bundle").targets["cpu"]
+    with pytest.raises(PreflightError, match="is code that would run as you"):
+        preflight.check(tmp_path / "bundle", target="cpu")
+    trusted = preflight.check(tmp_path / "bundle", target="cpu", trust=Trust(unsigned=True))
+    entry = trusted.targets["cpu"]
     assert entry.file.endswith(".pt2")
     artifact = tmp_path / "bundle" / entry.file
     artifact.write_bytes(artifact.read_bytes() + b"\0")
@@ -106,7 +110,10 @@ def test_a_table_with_missing_values_all_the_way(tmp_path: Path) -> None:
     assert made.failed == {} and made.chosen == {"cpu": "cpu-inductor-fp32"}
     (variant,) = made.variants
     assert variant.max_abs_error is not None and variant.max_abs_error < 1e-5
-    answered = tlexport.predict(tmp_path / "bundle", tmp_path / "table.csv", out=tmp_path / "answers.csv")
+    asked = {"bundle": tmp_path / "bundle", "data": tmp_path / "table.csv", "out": tmp_path / "answers.csv"}
+    with pytest.raises(PreflightError, match="--trust-unsigned"):
+        tlexport.predict(**asked)
+    answered = tlexport.predict(**asked, trust_unsigned=True)
     assert "AOTInductor" in answered.provider and answered.samples == n
     document = manifest.read(tmp_path / "bundle")
     _, inputs = MODALITIES["tabular"].samples(str(tmp_path / "table.csv"), document.preprocessing)

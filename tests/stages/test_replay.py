@@ -30,7 +30,7 @@ def resealed(bundle: Path, name: str) -> None:
 def test_a_bundle_answers_as_it_was_verified(built: Built, tlx: Cli) -> None:
     done = tlx("verify", built.bundle, "--json")
     assert done.code == 0, done.err
-    jsonschema.validate(done.json, tlx("schema", "verify-bundle").json)
+    jsonschema.validate(done.json, tlx("schema", "replay").json)
     own = done.json["targets"]["cpu"]
     assert own["verdict"] == "pass" and own["max_abs_error"] <= own["limit"] and own["flips"] == 0
     assert own["variant"]["drop_high"] is not None and done.json["decision"]["rule"]

@@ -17,7 +17,7 @@ from tlexport.errors import TlexportError
 
 # isort: off
 # Each adds its commands to the application; --help lists them in this order.
-from tlexport.cli import training, building, evidence, bundles, serving, about  # noqa: F401
+from tlexport.cli import training, building, evidence, bundles, serving, live, about  # noqa: F401
 
 # isort: on
 

@@ -61,18 +61,19 @@ def schema(
     debug: Debug = False,
 ) -> None:
     """Print the JSON Schema of what a command prints with --json, of recipes, or of a bundle's manifest."""
-    from tlexport.bundle.manifest import Manifest
+    from tlexport.bundle import manifest
     from tlexport.errors import RecipeError
     from tlexport.recipe import Recipe
     from tlexport.results import SCHEMAS
 
-    known: dict[str, type[BaseModel]] = {**SCHEMAS, "recipe": Recipe, "bundle": Manifest}
+    models: dict[str, type[BaseModel]] = {**SCHEMAS, "recipe": Recipe}
+    known = {**{key: model.model_json_schema for key, model in models.items()}, "bundle": manifest.schema}
     if name is None and Output.as_json:
         show.document({"schemas": list(known)})
     elif name is None:
         sys.stdout.write("\n".join(known) + "\n")
     elif name in known:
-        sys.stdout.write(json.dumps(known[name].model_json_schema(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(known[name](), indent=2) + "\n")
     else:
         raise RecipeError(f"no schema {name!r} (known: {', '.join(known)})")
 

@@ -17,8 +17,11 @@ from tlexport.cli.options import (
     Precisions,
     Quiet,
     RunPath,
+    SignKey,
+    SignKeyless,
     Targets,
     open_run,
+    sign,
     with_flags,
 )
 from tlexport.errors import CompileError
@@ -39,6 +42,8 @@ def build(
             "--out", "-o", help="Bundle directory; default bundles/<name of the run>.", show_default=False
         ),
     ] = None,
+    sign_key: SignKey = None,
+    sign_keyless: SignKeyless = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, do nothing.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -49,11 +54,16 @@ def build(
     if dry_run:
         show.recipe(recipe)
         return
-    from tlexport import stages
+    from tlexport import flow
 
+    signed = sign(sign_key, sign_keyless)
     with opened.lock():
-        result = stages.build(
-            opened, recipe, show.progress(), bundle=out or Path("bundles") / opened.path.resolve().name
+        result = flow.build(
+            opened,
+            recipe,
+            show.progress(),
+            bundle=out or Path("bundles") / opened.path.resolve().name,
+            sign=signed,
         )
     rows = {
         f"chosen for {name}": f"{variant} ({result.reasons[name]})" for name, variant in result.chosen.items()
@@ -150,10 +160,10 @@ def explain_drop(
 ) -> None:
     """Where a variant's error enters: by stage, by layer, and in one sentence."""
     opened, recipe = open_run(run, overrides)
-    from tlexport import stages
+    from tlexport import flow
 
     with opened.lock():
-        result = stages.explain_drop(opened, recipe, show.progress(), name=graph, samples=samples)
+        result = flow.explain_drop(opened, recipe, show.progress(), name=graph, samples=samples)
     steps = {
         step.step: f"error {show.number(step.noise, '.2e', 'not finite')} of the variance, {show.number(step.db, '.1f', '-')} dB, "
         f"largest {show.number(step.max_abs_error, '.2e', '-')}, flips {show.number(step.flips, 'd', '-')}"
@@ -206,7 +216,10 @@ def compile_(
     exits.gate({v.name: v.reason for v in result.variants if v.verdict == "fail"}, CompileError.exit_code)
 
 
-@app.command(epilog="Example: tlexport package runs/cxr --out bundles/cxr")
+@app.command(
+    epilog="Example: tlexport package runs/cxr --out bundles/cxr\n\n"
+    "Example: tlexport package runs/cxr --sign-key key.pem --out bundles/cxr"
+)
 def package(
     run: RunPath,
     out: Annotated[
@@ -215,6 +228,8 @@ def package(
             "--out", "-o", help="Bundle directory; default bundles/<name of the run>.", show_default=False
         ),
     ] = None,
+    sign_key: SignKey = None,
+    sign_keyless: SignKeyless = False,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -223,9 +238,14 @@ def package(
     opened, recipe = open_run(run, None)
     from tlexport.stages import package as stage
 
+    signed = sign(sign_key, sign_keyless)
     with opened.lock():
         result = stage.run(
-            opened, recipe, show.progress(), out=out or Path("bundles") / opened.path.resolve().name
+            opened,
+            recipe,
+            show.progress(),
+            out=out or Path("bundles") / opened.path.resolve().name,
+            sign=signed,
         )
     show.result(
         result,

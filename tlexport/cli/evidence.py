@@ -15,21 +15,27 @@ from tlexport.cli.options import (
     BaselineFile,
     Debug,
     HistoryFile,
+    Identity,
+    IdentityProvider,
     Json,
     JunitFile,
     MarkdownFile,
     MaxDrop,
     Overrides,
+    PublicKey,
     Quiet,
     RunPath,
     SaveBaseline,
     Tolerance,
     TrackerFile,
+    TrustUnsigned,
     open_run,
+    trust,
 )
 from tlexport.errors import LatencyGateError, UndecidedError
 
 if TYPE_CHECKING:
+    from tlexport.bundle.preflight import Trust
     from tlexport.results import GateResult
 
 
@@ -46,6 +52,10 @@ def verify(
     junit: JunitFile = None,
     markdown: MarkdownFile = None,
     tracker: TrackerFile = None,
+    public_key: PublicKey = None,
+    trust_unsigned: TrustUnsigned = False,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -66,8 +76,11 @@ def verify(
     from tlexport.bundle.manifest import stands_in
 
     if stands_in(run):
+        changed = [f"gates.max_drop={max_drop}"] if max_drop is not None else []
         _verify_bundle(
-            run, [*(overrides or []), *([f"gates.max_drop={max_drop}"] if max_drop is not None else [])]
+            run,
+            [*(overrides or []), *changed],
+            trust(public_key, trust_unsigned, identity, identity_provider),
         )
         return
     opened, recipe = open_run(run, overrides, max_drop=max_drop)
@@ -166,6 +179,10 @@ def bench(
     markdown: MarkdownFile = None,
     tracker: TrackerFile = None,
     history: HistoryFile = None,
+    public_key: PublicKey = None,
+    trust_unsigned: TrustUnsigned = False,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -185,11 +202,12 @@ def bench(
         "out": out,
     }
     asked = {name: value for name, value in flags.items() if value is not None}
+    trusted = trust(public_key, trust_unsigned, identity, identity_provider)
     if against or baseline or save_baseline:
         _only_measured(asked)
-        from tlexport import stages
+        from tlexport import flow
 
-        gated = stages.latency_gate(
+        gated = flow.latency_gate(
             path,
             show.progress(),
             against=against,
@@ -199,6 +217,7 @@ def bench(
             tolerance=tolerance,
             seconds=seconds,
             history=history,
+            trust=trusted,
         )
         _gate_result(gated, junit, markdown, tracker)
         return
@@ -206,7 +225,7 @@ def bench(
     if seconds is not None:
         asked["seconds"] = seconds
     if asked or target or ((path / "manifest.json").is_file() and not (path / "recipe.yaml").is_file()):
-        _measure(path, target, overrides, asked)
+        _measure(path, target, overrides, asked, trusted)
         return
     opened, recipe = open_run(path, overrides)
     from tlexport.stages import bench as stage
@@ -223,7 +242,9 @@ def bench(
     exits.gate(failed, exits.code(failed, result.variants))
 
 
-def _measure(path: Path, target: str | None, overrides: list[str] | None, asked: dict[str, Any]) -> None:
+def _measure(
+    path: Path, target: str | None, overrides: list[str] | None, asked: dict[str, Any], trusted: Trust
+) -> None:
     """The bench of one target's variant."""
     from tlexport.errors import RecipeError
     from tlexport.stages import measure
@@ -240,7 +261,7 @@ def _measure(path: Path, target: str | None, overrides: list[str] | None, asked:
     if asked.get("arrivals") not in (None, "poisson", "fixed"):
         raise RecipeError(f"--arrivals {asked['arrivals']}: choose poisson or fixed")
     found = measure.run(
-        measure.subject(path, target), measure.Ask(batches=tuple(sizes), **asked), show.progress()
+        measure.subject(path, target, trusted), measure.Ask(batches=tuple(sizes), **asked), show.progress()
     )
     from tlexport.console import measured_rows
 
@@ -316,7 +337,7 @@ def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, t
     exits.fail(gate.failure(result))
 
 
-def _verify_bundle(bundle: Path, overrides: list[str]) -> None:
+def _verify_bundle(bundle: Path, overrides: list[str], trusted: Trust) -> None:
     from tlexport.errors import RecipeError
     from tlexport.stages import replay
 
@@ -324,7 +345,7 @@ def _verify_bundle(bundle: Path, overrides: list[str]) -> None:
         raise RecipeError(
             f"{bundle} is a bundle: its gates are packed with it ({', '.join(overrides)} can change a run's)"
         )
-    result = replay.run(bundle, show.progress())
+    result = replay.run(bundle, show.progress(), trust=trusted)
     rows = {
         target: f"{own.variant.name}: {own.verdict}, {own.reason or show.number(own.max_abs_error, '.3g', '-') + ' from the reference'}"
         f", verified {result.metric} drop at worst {show.number(own.variant.drop_high, '.4g', '-')}"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tlexport.errors import GateError, LatencyGateError, UndecidedError
+from tlexport.errors import GateError, LatencyGateError, TlexportError, UndecidedError
 
 if TYPE_CHECKING:
     from tlexport.results import Variant
 
 
-def fail(error: GateError | None) -> None:
+def fail(error: TlexportError | None) -> None:
     """Exit with its code, after the result has been shown."""
     if error:
         sys.stderr.write(f"error: {error}\n")

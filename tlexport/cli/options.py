@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tlexport.bundle.preflight import Trust
+    from tlexport.bundle.signing import Sign
     from tlexport.recipe import Recipe
     from tlexport.run import Run
 
@@ -165,6 +167,59 @@ HistoryFile = Annotated[
     ),
 ]
 
+# What a reader of a bundle is told about whom to trust.
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--public-key",
+        metavar="FILE",
+        envvar="TLEXPORT_PUBLIC_KEY",
+        help="Public key in PEM that the bundle's signature must hold by.",
+        show_default=False,
+    ),
+]
+
+TrustUnsigned = Annotated[
+    bool,
+    typer.Option(
+        "--trust-unsigned",
+        help="Load engines and compiled libraries, which run as you, from a bundle whose signature was not verified.",
+    ),
+]
+
+Identity = Annotated[
+    str | None,
+    typer.Option(
+        "--identity", help="Who must have signed the bundle, of a keyless signature.", show_default=False
+    ),
+]
+
+IdentityProvider = Annotated[
+    str | None,
+    typer.Option(
+        "--identity-provider",
+        metavar="URL",
+        help="OpenID Connect issuer that vouches for --identity.",
+        show_default=False,
+    ),
+]
+
+# What a writer of one is told about signing it.
+SignKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-key",
+        metavar="FILE",
+        help="Sign the bundle by this private key in PEM; its password: $TLEXPORT_KEY_PASSWORD.",
+        show_default=False,
+    ),
+]
+
+SignKeyless = Annotated[
+    bool,
+    typer.Option("--sign-keyless", help="Sign the bundle by your identity, over the network (Sigstore)."),
+]
+
 RecipeName = Annotated[
     str,
     typer.Argument(
@@ -187,6 +242,35 @@ Seed = Annotated[
 ]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe, print it resolved, do nothing.")]
+
+
+def trust(
+    public_key: Path | None,
+    unsigned: bool = False,
+    identity: str | None = None,
+    provider: str | None = None,
+) -> Trust:
+    """Raises RecipeError for flags that exclude each other, or that lack one another."""
+    from tlexport.bundle.preflight import Trust
+    from tlexport.errors import RecipeError
+
+    if public_key and identity:
+        raise RecipeError("--public-key is for a key's signature, --identity for a keyless one: give one")
+    if (identity is None) != (provider is None):
+        raise RecipeError("--identity and --identity-provider belong together: give both")
+    return Trust(public_key=public_key, unsigned=unsigned, identity=identity, provider=provider)
+
+
+def sign(key: Path | None, keyless: bool) -> Sign | None:
+    """What signs the bundle; a key is tried now. Raises RecipeError, NotInstalledError."""
+    from tlexport.bundle import signing
+    from tlexport.errors import RecipeError
+
+    if key and keyless:
+        raise RecipeError("--sign-key and --sign-keyless: choose one")
+    if key:
+        return signing.with_key(key)
+    return signing.keyless() if keyless else None
 
 
 def open_run(

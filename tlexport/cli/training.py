@@ -84,8 +84,8 @@ def finetune(
     if dry_run:
         show.recipe(resolved)
         return
+    from tlexport.flow import tune
     from tlexport.run import Run
-    from tlexport.stages import tune
 
     made = Run.create(out or Path("runs") / resolved.name, resolved)
     with made.lock():

@@ -81,10 +81,10 @@ def subject(path: Path, target: str | None, trust: Trust = NOBODY) -> Subject:
     a target it does not hold, GateError if none passes in a run, NotInstalledError or CompileError if the variant of a run
     cannot run here.
     """
-    if manifest.stands_in(path):
-        return _of_bundle(path, target, trust)
-    if (path / "recipe.yaml").is_file():
+    if (path / "recipe.yaml").is_file() and not manifest.stands_in(path):
         return _of_run(Run(path), target)
+    if (path / manifest.NAME).is_file():
+        return _of_bundle(path, target, trust)
     raise BundleError(f"{path} is neither a bundle (manifest.json) nor a run (recipe.yaml)")
 
 

@@ -6,22 +6,28 @@ import platform
 from pathlib import Path
 
 from tlexport import hardware
-from tlexport.bundle import choice, fit, manifest
+from tlexport.bundle import bom, card, choice, fit, manifest
+from tlexport.bundle.facts import Facts
+from tlexport.bundle.signing import Sign
 from tlexport.errors import BundleError, GateError
 from tlexport.graph import inspect, trace
 from tlexport.models.checkpoint import describe_checkpoint
 from tlexport.progress import Progress
 from tlexport.recipe import Recipe
-from tlexport.results import BenchResult, PackageResult, Variant, VerifyResult
+from tlexport.results import BenchResult, FinetuneResult, PackageResult, Variant, VerifyResult
 from tlexport.run import Run, digest, read_json, storage_errors
 
 EVIDENCE = ("recipe.yaml", "verify.json", "bench.json")
 JUDGED = ("finetune", "export", "quantize", "compile", "verify", "bench")
 
 
-def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageResult:
-    """Write the bundle directory `out`. Raises GateError if a target has no passing variant for exactly the files at hand,
-    RunError if what the verdicts rest on was changed since, BundleError if `out` holds something that is not a bundle.
+def run(
+    run: Run, recipe: Recipe, progress: Progress, *, out: Path, sign: Sign | None = None
+) -> PackageResult:
+    """Write the bundle directory `out`, signed by `sign` before it gets its name.
+
+    Raises GateError if a target has no passing variant for exactly the files at hand, RunError if what the verdicts rest on
+    was changed since, BundleError if `out` holds something that is not a bundle.
     """
     measured = BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
     targets = list(dict.fromkeys(variant.target for variant in measured.variants))
@@ -36,7 +42,7 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
     for stage in JUDGED:
         run.require_unchanged(stage)
     with storage_errors(out):
-        written = _write(run, recipe, out, chosen, measured)
+        written = _write(run, recipe, out, chosen, measured, sign)
     progress.say(
         f"package: {out}, {len(written.files)} files, {sum(f.bytes for f in written.files.values()) / 1e6:.1f} MB"
     )
@@ -50,6 +56,7 @@ def run(run: Run, recipe: Recipe, progress: Progress, *, out: Path) -> PackageRe
             for target, picked in chosen.items()
             for name, why in choice.losers(target, measured.variants, picked.variant).items()
         },
+        signed=sign is not None,
         files=len(written.files),
         size_bytes=sum(file.bytes for file in written.files.values()),
     )
@@ -76,7 +83,12 @@ def _same_file(run: Run, variant: Variant) -> None:
 
 
 def _write(
-    run: Run, recipe: Recipe, out: Path, chosen: dict[str, choice.Chosen], measured: BenchResult
+    run: Run,
+    recipe: Recipe,
+    out: Path,
+    chosen: dict[str, choice.Chosen],
+    measured: BenchResult,
+    sign: Sign | None,
 ) -> manifest.Manifest:
     description = describe_checkpoint(run / "checkpoint")
     extra = description.extra
@@ -126,9 +138,39 @@ def _write(
             "data_sha256": extra["data"]["sha256"],
         },
     )
+    facts = _facts(run, recipe, document, measured, sources)
+    sources[bom.NAME] = bom.build(facts)
+    sources[card.NAME] = card.build(facts)
     if out.exists() and any(out.iterdir()) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another --out")
-    return manifest.write(document, sources, out)
+    return manifest.write(document, sources, out, sign=sign)
+
+
+def _facts(
+    run: Run,
+    recipe: Recipe,
+    document: manifest.Manifest,
+    measured: BenchResult,
+    sources: dict[str, Path | bytes],
+) -> Facts:
+    description = describe_checkpoint(run / "checkpoint")
+    listed = {name: source for name, source in sources.items() if isinstance(source, Path)}
+    return Facts(
+        document=document,
+        recipe=recipe,
+        tuned=run.result("finetune", FinetuneResult),
+        verified=run.result("verify", VerifyResult),
+        measured=measured,
+        data=description.extra["data"],
+        checkpoint_sha256=description.sha256,
+        hashes={
+            name: digest(source)
+            for name, source in listed.items()
+            if name.startswith(("graphs/", "models/", "golden/"))
+        },
+        finished=run.manifest["stages"]["bench"]["finished"],
+        images_in_report="evidence/report.html" in sources and recipe.shows_samples,
+    )
 
 
 def _needs(run: Run, variant: Variant) -> manifest.Needs:

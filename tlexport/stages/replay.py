@@ -28,9 +28,6 @@ from tlexport.progress import Progress
 from tlexport.results import Refusal, Replayed, ReplayResult
 
 TIMEOUT = 3600.0
-# Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
-SLACK = 3.0
-ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
 
 
 def run(bundle: Path, progress: Progress, *, trust: Trust = NOBODY) -> ReplayResult:
@@ -80,13 +77,16 @@ def _replayed(
 ) -> Replayed:
     variant = document.targets[target].variant
     known = Replayed(
-        variant=variant, verdict="not run here", reason="", limit=_limit(variant.max_abs_error, expected)
+        variant=variant,
+        verdict="not run here",
+        reason="",
+        limit=parity.limit(variant.max_abs_error, expected),
     )
     if refused:
-        verdict = "not trusted" if all(reason.untrusted for reason in refused) else "not run here"
-        return known.model_copy(
-            update={"verdict": verdict, "reason": "; ".join(reason.reason for reason in refused)}
-        )
+        unfit = [reason for reason in refused if not reason.untrusted]
+        verdict = "not run here" if unfit else "not trusted"
+        reasons = "; ".join(reason.reason for reason in unfit or refused)
+        return known.model_copy(update={"verdict": verdict, "reason": reasons})
     try:
         device = registry.device(variant.backend, target)
     except (NotInstalledError, CompileError) as error:
@@ -115,10 +115,6 @@ def _replayed(
             "flips": flips,
         }
     )
-
-
-def _limit(error: float | None, expected: np.ndarray) -> float:
-    return SLACK * (error or 0.0) + ROUNDING * float(np.ptp(expected, axis=0).max())
 
 
 def _answers(bundle: Path, document: manifest.Manifest, target: str, device: str) -> np.ndarray:

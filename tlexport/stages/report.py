@@ -146,15 +146,12 @@ def _changed(own: dict[str, Any], used: dict[str, Any], above: str = "") -> list
 
 def _shown(recipe: Recipe) -> tuple[bool, str]:
     """Whether copies of test samples may stand on the page, and in words why."""
-    asked = recipe.report.images
+    asked = str(recipe.report.images).lower()
+    if recipe.shows_samples:
+        return True, f"samples whose decision changed (report.images: {asked})"
     if asked == "auto":
-        if recipe.golden.source == "synthetic":
-            return False, "none: golden.source is synthetic, so that no data leaves"
-        return True, "samples whose decision changed (report.images: auto)"
-    return (
-        asked,
-        "samples whose decision changed (report.images: true)" if asked else "none (report.images: false)",
-    )
+        return False, "none: golden.source is synthetic, so that no data leaves"
+    return False, "none (report.images: false)"
 
 
 def _chosen(measured: BenchResult) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:

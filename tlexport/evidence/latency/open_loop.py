@@ -32,6 +32,9 @@ LATE = 0.1  # share of the latency that may be the generator's own lateness
 GROWN = 2.0  # a last tenth that waits so many times the first half
 
 
+_Row = tuple[int, float, float, float, object]  # request, free, started, done, what the call returned
+
+
 class Clock(Protocol):
     """Where the loop's time comes from: the machine, or a simulation."""
 
@@ -69,6 +72,7 @@ class Served:
     waiting: Floats  # [u] scheduled starts of those that no worker had taken up when the time was up
     ended: float  # when the last worker stopped
     workers: int
+    returned: tuple[object, ...] = ()  # what the call of each returned
 
     @property
     def latency(self) -> Floats:
@@ -117,7 +121,8 @@ def run(calls: Sequence[Call], at: Floats, *, clock: Clock | None = None, grace_
         began = kept.now()
         rows = _together(calls, queue, kept, began, began + float(at[-1]) + grace_s)
         ended = kept.now() - began
-    table = np.array(sorted(row for of in rows for row in of), dtype=np.float64).reshape(-1, 4)
+    ordered = sorted((row for of in rows for row in of), key=lambda row: row[0])
+    table = np.array([row[:4] for row in ordered], dtype=np.float64).reshape(-1, 4)
     taken = table[:, 0].astype(int)
     free, started, done = (table[:, column] - began for column in (1, 2, 3))
     return Served(
@@ -128,17 +133,18 @@ def run(calls: Sequence[Call], at: Floats, *, clock: Clock | None = None, grace_
         waiting=np.delete(at, taken),
         ended=ended,
         workers=len(calls),
+        returned=tuple(row[4] for row in ordered),
     )
 
 
 def _together(
     calls: Sequence[Call], queue: deque[tuple[int, float]], clock: Clock, began: float, stop: float
-) -> list[list[tuple[int, float, float, float]]]:
+) -> list[list[_Row]]:
     """What each worker did; a single one works in this thread."""
     if len(calls) == 1:
         return [_work(calls[0], queue, clock, began, stop)]
 
-    def work(call: Call) -> list[tuple[int, float, float, float]]:
+    def work(call: Call) -> list[_Row]:
         try:
             return _work(call, queue, clock, began, stop)
         except BaseException:
@@ -153,12 +159,10 @@ def _together(
             queue.clear()
 
 
-def _work(
-    call: Call, queue: deque[tuple[int, float]], clock: Clock, began: float, stop: float
-) -> list[tuple[int, float, float, float]]:
-    """One worker: (request, free, started, done) of each that it took, on the clock."""
+def _work(call: Call, queue: deque[tuple[int, float]], clock: Clock, began: float, stop: float) -> list[_Row]:
+    """One worker: what became of each request that it took, on the clock."""
     now, wait_until = clock.now, clock.wait_until
-    rows: list[tuple[int, float, float, float]] = []
+    rows: list[_Row] = []
     free = now()
     while True:
         try:
@@ -169,9 +173,9 @@ def _work(
         started = now()
         if started > stop:
             return rows
-        call()
+        returned = call()
         done = now()
-        rows.append((request, free, started, done))
+        rows.append((request, free, started, done, returned))
         free = done
 
 

@@ -1,0 +1,182 @@
+"""Whether what a live server answered is what the bundle's model answers: golden samples, batches, a shuffled stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlexport.evidence.accuracy import parity as offline
+from tlexport.evidence.live import diagnosis, parity, stream
+from tlexport.evidence.live.diagnosis import Hypothesis
+from tlexport.results import BitParity, Diagnosis, Differences, Misplaced
+
+Answers = NDArray[Any]
+
+WIDE = 0.5  # a limit of so large a share of the outputs' spread tells nothing
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the golden samples' answers should be.
+
+    expected: the reference's outputs [n, K]. error: the variant's largest, as verify measured it. own: samples a call ->
+    [n, K] from a session of the variant on this machine; empty where there is none, and `why_not` says why.
+    decide: outputs -> decisions; None in a regression.
+    """
+
+    expected: Answers
+    error: float | None
+    own: Mapping[int, Answers]
+    why_not: str
+    decide: Callable[[Answers], NDArray[np.int64]] | None
+
+    @property
+    def nearest(self) -> Answers:
+        """The session's answers one by one, else the reference's."""
+        return self.own.get(1, self.expected)
+
+    @property
+    def spread(self) -> float:
+        return float(np.ptp(self.expected, axis=0).max())
+
+    @property
+    def limit(self) -> float:
+        """The largest difference from `expected` that is taken for the same model."""
+        return offline.limit(self.error, self.expected)
+
+    @property
+    def near(self) -> float:
+        """The same from `nearest`: two sessions of one graph differ by rounding."""
+        return offline.limit(None if self.own else self.error, self.expected)
+
+    @property
+    def wide(self) -> bool:
+        return self.limit > WIDE * self.spread
+
+    def differences(self, answers: Answers, rows: NDArray[np.intp] | None = None) -> Differences:
+        """Of answers [m, K] to golden samples `rows` [m], by default all of them in order."""
+        expected = self.expected if rows is None else self.expected[rows]
+        decided = None
+        if self.decide is not None and np.isfinite(answers).all():
+            decided = (self.decide(answers), self.decide(expected))
+        return parity.differences(answers, expected, self.limit, decided=decided, samples=rows)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the server answered: golden samples one by one [n, K], in requests of a size, and in the stream. `stated`: what its
+    metadata has otherwise than the manifest."""
+
+    golden: Answers
+    batches: Mapping[int, Answers]
+    streamed: stream.Asked | None
+    stated: tuple[str, ...] = ()
+
+    def of_stream(self, truth: Truth) -> Differences | None:
+        if self.streamed is None:
+            return None
+        return truth.differences(np.concatenate(self.streamed.answers), np.concatenate(self.streamed.rows))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    verdict: Literal["pass", "fail", "undecided"]
+    reason: str
+    diagnosis: Diagnosis | None
+    misplaced: tuple[Misplaced, ...]
+
+
+def judged(truth: Truth, seen: Seen, hypotheses: Callable[[], Iterable[Hypothesis]]) -> Verdict:
+    """hypotheses: asked for only where the golden answers are not the model's."""
+    golden = truth.differences(seen.golden)
+    with np.errstate(invalid="ignore"):
+        unlike = not np.abs(seen.golden - truth.nearest).max() <= truth.near
+    found = diagnosis.diagnose(seen.golden, truth.nearest, hypotheses(), truth.near) if unlike else None
+    misplaced = _misplaced(truth, seen.streamed)
+    reasons = [f"the server states: {'; '.join(seen.stated)}"] if seen.stated else []
+    # Within a wide limit a known mistake is still one: its answers are those of the session with the mistake.
+    if found is not None and (golden.over or found.verdict == "named"):
+        reasons.append(f"{_told(golden, truth)}: {found.says}; {found.advice}")
+    elif not golden.over:
+        reasons += _later(truth, seen, misplaced)
+    if misplaced:
+        first = misplaced[0]
+        reasons.append(
+            f"{len(misplaced)} requests of the stream got answers to other samples, the first of them (request {first.request}) "
+            f"asked {list(first.sent)} and was answered {list(first.answered)}"
+        )
+    if reasons:
+        return Verdict("fail", "; ".join(reasons), found, misplaced)
+    if truth.wide and (unlike or not truth.own):
+        why = (
+            "the session here answers otherwise"
+            if truth.own
+            else f"no session here answers beside it ({truth.why_not})"
+        )
+        reason = (
+            f"verify measured an error of {truth.error:.3g} for the variant, so that nearly any answer is within the limit "
+            f"({truth.limit:.3g}, spread {truth.spread:.3g}), and {why}"
+        )
+        return Verdict("undecided", reason, found, misplaced)
+    return Verdict("pass", "", found, misplaced)
+
+
+def _later(truth: Truth, seen: Seen, misplaced: tuple[Misplaced, ...]) -> list[str]:
+    """What is wrong with batches or the stream, where single samples are answered rightly."""
+    wrong = [
+        f"in requests of {size} samples: {_told(of, truth)}"
+        for size, answers in seen.batches.items()
+        if (of := truth.differences(answers)).over
+    ]
+    streamed = seen.of_stream(truth)
+    if streamed is not None and streamed.over and not misplaced:
+        wrong.append(f"in the shuffled stream: {_told(streamed, truth)}")
+    return wrong
+
+
+def bits(truth: Truth, seen: Seen) -> tuple[BitParity, ...]:
+    """Each batch size against the session at the same one; the other sizes tell where the server merged requests."""
+    told = []
+    for size, answers in {1: seen.golden, **seen.batches}.items():
+        if size not in truth.own:
+            continue
+        same = parity.identical(answers, truth.own[size])
+        elsewhere = np.any([parity.identical(answers, of) for of in truth.own.values()], axis=0)
+        told.append(
+            BitParity(
+                batch=size,
+                answers=len(answers),
+                identical=int(same.sum()),
+                merged=int((elsewhere & ~same).sum()),
+            )
+        )
+    return tuple(told)
+
+
+def indistinct(truth: Truth) -> int:
+    return parity.indistinct(truth.nearest, truth.near)
+
+
+def _misplaced(truth: Truth, streamed: stream.Asked | None) -> tuple[Misplaced, ...]:
+    if streamed is None:
+        return ()
+    found = (
+        parity.misplaced(index, rows, answers, truth.nearest, truth.near)
+        for index, (rows, answers) in enumerate(zip(streamed.rows, streamed.answers, strict=True))
+    )
+    return tuple(of for of in found if of is not None)
+
+
+def _told(of: Differences, truth: Truth) -> str:
+    if of.not_finite:
+        return f"golden samples {', '.join(map(str, of.not_finite))} are answered with values that are not finite"
+    if not of.over:
+        return f"answers differ from the reference by up to {of.max_abs_error:.3g}, which the variant's own error would allow"
+    return (
+        f"{of.over} of {of.samples} answers differ from the reference by more than {truth.limit:.3g}, the most by "
+        f"{of.max_abs_error:.3g} (sample {of.worst_sample})"
+    )

@@ -1,0 +1,215 @@
+"""HTTP/1.1 on one connection: requests are answered one at a time and in order, with bounds on sizes and on time.
+
+A protocol of its own over httptools rather than ASGI: a refusal costs no more than the head of its request, a client that has
+left is noticed at once, and slow ones are cut off, none of which an ASGI server offers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+from http import HTTPStatus
+
+import httptools
+
+from tlexport.serving.datatypes import ProtocolError
+from tlexport.serving.routes import Answer, Exchange, Head, Refused, opened
+from tlexport.serving.service import Service
+
+LARGEST_HEAD = 32 << 10  # bytes of target and headers
+MOST_HEADERS = 100
+MOST_PIPELINED = 8  # requests of one connection that wait for the answers before theirs
+_STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+# Seconds that the other side may take: for a head, a body, its next request, to read an answer, to close after an error.
+PATIENCE = {"head": 10.0, "body": 60.0, "idle": 75.0, "writing": 30.0, "closing": 2.0}
+
+
+class Connection(asyncio.Protocol):
+    """`connections`: all that are open, of which there may be `most`."""
+
+    def __init__(self, service: Service, connections: set[Connection], most: int) -> None:
+        self._service = service
+        self._all = connections
+        self._most = most
+        self._time: Callable[[], float] = asyncio.get_running_loop().time
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._head_size = 0
+        self._exchange: Exchange | None = None  # the request that is being read
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._ready: collections.deque[tuple[Exchange, bytes, bool]] = collections.deque()
+        self._answering: Exchange | None = None
+        self._advancing = False
+        self._keep_alive = True
+        self._deaf = False  # what still comes is read over
+        self._state = "idle"  # a key of PATIENCE, or answering
+        self._since = self._time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+        self._all.add(self)
+        if len(self._all) > self._most:
+            self._fail(ProtocolError(503, "the server has too many connections", retry_after=1.0))
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._state == "idle":
+            self._turn("head")
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(ProtocolError(400, "this server switches to no other protocol"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, ProtocolError):
+                self._service.failed(cause or error)
+                cause = ProtocolError(500, "the server made a mistake; its log says which")
+            self._fail(cause)
+        except httptools.HttpParserError:
+            self._fail(ProtocolError(400, "this is not HTTP/1.1"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.discard(self)
+        self._turn("closing")
+        for exchange in (self._answering, *(entry[0] for entry in self._ready), self._exchange):
+            if exchange is not None:
+                exchange.gone()
+        self._ready.clear()
+        self._answering = self._exchange = None
+
+    def pause_writing(self) -> None:
+        self._turn("writing")
+
+    def resume_writing(self) -> None:
+        if self._state == "writing":
+            self._turn("answering" if self._answering is not None else "idle")
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._head_size = b"", {}, 0
+        self._exchange, self._body, self._body_size = None, [], 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._bound_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._bound_head(len(name) + len(value))
+        if len(self._headers) >= MOST_HEADERS:
+            raise ProtocolError(431, f"more than {MOST_HEADERS} headers")
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._state == "head":
+            self._turn("body")
+        method = self._parser.get_method().decode("latin-1")
+        head = Head(method, self._url.split(b"?", 1)[0].decode("latin-1"), self._headers)
+        try:
+            self._exchange = opened(self._service, head, self._reply)
+        except ProtocolError as error:
+            self._exchange = Refused(error, self._reply)
+        length = self._headers.get("content-length", "0")
+        self._bound_body(int(length) if length.isdigit() else 0)
+        if self._headers.get("expect", "").lower() == "100-continue" and self._answering is None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        self._bound_body(self._body_size)
+        if not isinstance(self._exchange, Refused):
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._exchange is None:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._ready.append((self._exchange, body, self._parser.should_keep_alive()))
+        self._exchange, self._body = None, []
+        if len(self._ready) > MOST_PIPELINED:
+            self._transport.pause_reading()
+        self._advance()
+
+    def expire(self, now: float) -> None:
+        """Cut the connection off if the other side has taken too long. It is not hurried while it waits for us."""
+        if now - self._since > PATIENCE.get(self._state, float("inf")):
+            self._transport.abort()
+
+    def close(self, *, idle_only: bool) -> None:
+        if not idle_only:
+            self._transport.abort()
+        elif self._answering is None and not self._ready and self._exchange is None:
+            self._transport.close()
+
+    def _advance(self) -> None:
+        """Answer what is read, in order, until one takes time."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._answering is None and self._ready:
+                self._answering, body, self._keep_alive = self._ready.popleft()
+                if len(self._ready) == MOST_PIPELINED:
+                    self._transport.resume_reading()
+                self._turn("answering")
+                self._answering.finish(body)
+        finally:
+            self._advancing = False
+
+    def _reply(self, answer: Answer) -> None:
+        """Write the answer to the request whose turn it is."""
+        stay = self._keep_alive and not self._service.draining
+        head = (
+            f"{_STATUS_LINES[answer.status]}Content-Type: {answer.content_type}\r\n"
+            f"Content-Length: {len(answer.body)}\r\n"
+            f"{''.join(f'{name}: {value}' + chr(13) + chr(10) for name, value in answer.headers)}"
+            f"{'' if stay else 'Connection: close' + chr(13) + chr(10)}\r\n"
+        )
+        self._answering = None
+        self._transport.write(head.encode("latin-1") + answer.body)
+        if not stay:
+            self._close_gently()
+        elif self._state != "writing":
+            self._turn("idle")
+        self._advance()
+
+    def _fail(self, error: ProtocolError) -> None:
+        """What follows cannot be read: say why after the answers that are due, and close."""
+        if self._exchange is not None:
+            self._exchange.gone()
+            self._exchange = None
+        self._ready.append((Refused(error, self._reply), b"", False))
+        self._deaf = True
+        self._advance()
+
+    def _close_gently(self) -> None:
+        """What the other side still sends is read over for a moment: a reset would take the answer from it (RFC 9112, 9.6)."""
+        for exchange, _, _ in self._ready:
+            exchange.gone()
+        self._ready.clear()
+        self._deaf = True
+        self._turn("closing")
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _bound_head(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > LARGEST_HEAD:
+            raise ProtocolError(431, f"the request's target and headers are more than {LARGEST_HEAD} bytes")
+
+    def _bound_body(self, size: int) -> None:
+        exchange = self._exchange
+        if exchange is None or size <= exchange.limit:
+            return
+        if isinstance(exchange, Refused):
+            raise exchange.error
+        raise ProtocolError(413, f"the body is larger than any sensible one ({exchange.limit} bytes)")
+
+    def _turn(self, state: str) -> None:
+        self._state = state
+        self._since = self._time()

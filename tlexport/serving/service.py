@@ -1,0 +1,149 @@
+"""What the server does, whichever protocol asks: health, metadata, and inference with deadline, metrics, span and log line."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tlexport
+from tlexport.serving.batcher import Outcome, Waiting, overloaded
+from tlexport.serving.datatypes import ProtocolError
+from tlexport.serving.log import Log
+from tlexport.serving.metrics import Metrics
+from tlexport.serving.protocol import EXTENSIONS, Request, Tensors
+from tlexport.serving.slot import Served, Slot
+from tlexport.serving.tracing import Tracer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`timeout`: seconds that a request has if it says nothing else, and at most. `token`: what callers must show."""
+
+    timeout: float = 30.0
+    token: bytes | None = None
+    access_log: bool = False
+
+
+class Service:
+    """For the event loop's thread alone."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self.settings = settings
+        self.log = log
+        self.metrics = Metrics(log, self._now)
+        self.slot = Slot(self.metrics)
+        self.draining = False
+        self.in_flight = 0
+        self.tracer = Tracer()
+        self.time: Callable[[], float] = asyncio.get_running_loop().time
+
+    def _now(self) -> dict[str, float]:
+        served = self.slot.current
+        return {
+            "requests_in_flight": self.in_flight,
+            "queue_samples": served.batcher.samples if served else 0,
+            "ready": self.ready,
+        }
+
+    @property
+    def ready(self) -> bool:
+        return self.slot.current is not None and not self.draining
+
+    def metadata(self) -> dict[str, object]:
+        """The protocol's $metadata_server_response."""
+        return {"name": "tlexport", "version": tlexport.__version__, "extensions": list(EXTENSIONS)}
+
+    def authorize(self, authorization: str) -> None:
+        """Raises ProtocolError (401) unless the value of the header Authorization holds the token."""
+        token = self.settings.token
+        if token is None:
+            return
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token):
+            raise ProtocolError(401, "this server wants its token: Authorization: Bearer TOKEN")
+
+    def failed(self, error: BaseException) -> None:
+        """Something went wrong here that is nobody's request's fault."""
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        self.log.write(
+            "mistake",
+            error=type(error).__name__,
+            reason=" ".join(str(error).split())[:500],
+            where=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in where],
+        )
+
+    def require_room(self) -> None:
+        """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
+        if self.draining:
+            raise ProtocolError(503, "the server is shutting down", retry_after=1.0)
+        served = self.slot.current
+        if served is not None and served.batcher.full:
+            raise overloaded(served.batcher.limits.queue)
+
+    def admit(self, name: str, version: str) -> Served:
+        """The model that a request is for. Raises ProtocolError: 404, 429 or 503."""
+        served = self.slot.find(name, version)
+        self.require_room()
+        return served
+
+    def infer(
+        self, call: Call, served: Served, request: Request, reply: Callable[[Tensors], None]
+    ) -> Waiting:
+        """Queue a decoded request. `reply` is called with the answer, unless `call.refuse` is. Raises ProtocolError."""
+        timeout = self.settings.timeout
+        if request.timeout_us is not None:
+            timeout = min(timeout, request.timeout_us / 1e6)
+        if call.seconds_left is not None:
+            timeout = min(timeout, call.seconds_left)
+
+        def answer(outcome: Outcome) -> None:
+            if isinstance(outcome, ProtocolError):
+                call.refuse(outcome)
+            else:
+                reply(outcome)
+
+        return served.batcher.submit(request, answer, call.arrived, call.arrived + timeout)
+
+
+class Call:
+    """One inference request from its head to its answer; `end` counts it once."""
+
+    def __init__(
+        self,
+        service: Service,
+        protocol: str,
+        headers: Mapping[str, str],
+        refuse: Callable[[ProtocolError], None],
+        seconds_left: float | None = None,
+    ) -> None:
+        self.arrived = service.time()
+        self.refuse = refuse
+        self.seconds_left = seconds_left
+        self._service = service
+        self._protocol = protocol
+        self._ended = False
+        self._end_span = service.tracer.start(headers)
+        service.in_flight += 1
+
+    def end(self, status: int, samples: int = 0) -> None:
+        """The answer is on its way, or nobody waits for it (499). Later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        service = self._service
+        service.in_flight -= 1
+        seconds = service.time() - self.arrived
+        service.metrics.answered(self._protocol, status, seconds)
+        self._end_span(status)
+        if service.settings.access_log:
+            service.log.write(
+                "request",
+                protocol=self._protocol,
+                status=status,
+                samples=samples,
+                ms=round(seconds * 1e3, 3),
+            )
