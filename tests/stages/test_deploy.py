@@ -164,6 +164,15 @@ def test_a_bundle_goes_and_comes_back_whole(bundle_copy: Path, tmp_path: Path, t
     assert other.code == RunError.exit_code and "another bundle" in other.err
 
 
+def test_an_archive_there_and_back(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    file, out = tmp_path / "digits.tar", tmp_path / "pulled"
+    assert not tlx("deploy", bundle_copy, "--to", file, "--json").json["was_there"]
+    assert tlx("deploy", bundle_copy, "--to", file, "--json").json["was_there"]
+    assert tlx("pull", file, "--out", out, "--json").code == 0 and digest(out) == digest(bundle_copy)
+    other = tlx("deploy", another(bundle_copy), "--to", file)
+    assert other.code == StorageError.exit_code and "left alone" in other.err
+
+
 def test_a_tampered_store_yields_no_bundle(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
     place, out = tmp_path / "store", tmp_path / "pulled"
     tlx("deploy", bundle_copy, "--to", f"bundle:{place}")
