@@ -9,47 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from changed_bundles import another, for_onnxruntime, rewritten
 from pipeline import Built, Ended
 
 from tlexport.bundle import manifest
 from tlexport.bundle.layouts import triton
-from tlexport.bundle.manifest import File
 from tlexport.errors import BundleError, PreflightError, RecipeError, RunError, StorageError
 from tlexport.progress import Silent
-from tlexport.run import digest, write_json
+from tlexport.run import digest
 from tlexport.stages import deploy
 
 DYING = Path(__file__).parents[1] / "bundle" / "places" / "dying.py"
 Tlx = Callable[..., Ended]
-
-
-def rewritten(bundle: Path, **changes: object) -> Path:
-    """The bundle with another manifest, as one who may write it would leave it."""
-    document = json.loads((bundle / manifest.NAME).read_text())
-    document.update(changes)
-    document["files"] = {
-        name: File(sha256=digest(bundle / name), bytes=(bundle / name).stat().st_size).model_dump()
-        for name in document["files"]
-    }
-    write_json(bundle / manifest.NAME, document)
-    return bundle
-
-
-def for_onnxruntime(bundle: Path) -> Path:
-    """Whatever variant won on this machine, the graph is ONNX: named as ONNX Runtime's, so that each layout takes it."""
-    document = json.loads((bundle / manifest.NAME).read_text())
-    targets = {"cpu": document["targets"]["cpu"]}
-    targets["cpu"]["variant"]["backend"] = "onnxruntime"
-    return rewritten(bundle, targets=targets)
-
-
-def another(bundle: Path) -> Path:
-    """Another bundle of the same model: its first golden sample differs."""
-    golden = np.load(bundle / "golden" / "inputs.npy")
-    np.save(bundle / "golden" / "inputs.npy", golden[::-1].copy())
-    return rewritten(bundle)
 
 
 def served(place: Path, name: str = "digits") -> int | None:
@@ -190,6 +162,15 @@ def test_a_bundle_goes_and_comes_back_whole(bundle_copy: Path, tmp_path: Path, t
     assert tlx("pull", place, "--out", out).code == StorageError.exit_code
     other = tlx("deploy", another(bundle_copy), "--to", place)
     assert other.code == RunError.exit_code and "another bundle" in other.err
+
+
+def test_an_archive_there_and_back(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    file, out = tmp_path / "digits.tar", tmp_path / "pulled"
+    assert not tlx("deploy", bundle_copy, "--to", file, "--json").json["was_there"]
+    assert tlx("deploy", bundle_copy, "--to", file, "--json").json["was_there"]
+    assert tlx("pull", file, "--out", out, "--json").code == 0 and digest(out) == digest(bundle_copy)
+    other = tlx("deploy", another(bundle_copy), "--to", file)
+    assert other.code == StorageError.exit_code and "left alone" in other.err
 
 
 def test_a_tampered_store_yields_no_bundle(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:

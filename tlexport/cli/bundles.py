@@ -142,20 +142,6 @@ def predict(
     show.result(result, show.rows(result.first), "", show.pairs(rows))
 
 
-_PublicKey = Annotated[
-    Path | None,
-    typer.Option(
-        "--public-key",
-        envvar="TLEXPORT_PUBLIC_KEY",
-        help="Verify the bundle's signature with this key.",
-        show_default=False,
-    ),
-]
-_Unsigned = Annotated[
-    bool, typer.Option("--trust-unsigned", help="Let code (an engine) be used without a verified signature.")
-]
-
-
 @app.command(
     epilog="Example: tlexport deploy bundles/cxr --to triton:models/ --raw\n\n"
     "Example: tlexport deploy bundles/cxr --to s3://bucket/models --public-key key.pub\n\n"
@@ -218,15 +204,16 @@ def deploy(
             min=1, help="Instances of the model; default: the measured knee, or 1.", show_default=False
         ),
     ] = None,
-    public_key: _PublicKey = None,
-    trust_unsigned: _Unsigned = False,
+    public_key: PublicKey = None,
+    trust_unsigned: TrustUnsigned = False,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Put a bundle where a server finds it: a new version, whole before the server sees it."""
-    from tlexport.bundle.preflight import Trust
     from tlexport.stages import deploy as stage
 
     options = stage.Options(
@@ -239,8 +226,8 @@ def deploy(
         instances=instances,
         dry_run=dry_run,
     )
-    trust = Trust(public_key=public_key, unsigned=trust_unsigned)
-    result = stage.run(bundle, to, show.progress(), trust=trust, options=options)
+    trusted = trust(public_key, trust_unsigned, identity, identity_provider)
+    result = stage.run(bundle, to, show.progress(), trust=trusted, options=options)
     done = "would be deployed" if dry_run else "is there already" if result.was_there else "deployed"
     before = f", before it {result.previous}" if result.previous else ""
     rows = {
@@ -300,18 +287,19 @@ def pull(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="New directory for the bundle.", show_default=False)
     ],
-    public_key: _PublicKey = None,
-    trust_unsigned: _Unsigned = False,
+    public_key: PublicKey = None,
+    trust_unsigned: TrustUnsigned = False,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     json_: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fetch a bundle; it is checked byte for byte before it takes its name."""
-    from tlexport.bundle.preflight import Trust
     from tlexport.stages import deploy as stage
 
-    trust = Trust(public_key=public_key, unsigned=trust_unsigned)
-    result = stage.pull(source, out, show.progress(), trust=trust)
+    trusted = trust(public_key, trust_unsigned, identity, identity_provider)
+    result = stage.pull(source, out, show.progress(), trust=trusted)
     rows = {
         result.name: f"in {result.bundle}",
         **({"digest": result.digest} if result.digest else {}),

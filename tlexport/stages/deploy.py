@@ -7,6 +7,8 @@ Every byte of the bundle is checked before it is written, and again while it is 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tlexport import __version__, tensors
-from tlexport.bundle import fit, manifest, preflight
+from tlexport.bundle import archive, fit, manifest, preflight
 from tlexport.bundle.layouts import (
     Layout,
     Model,
@@ -113,6 +115,8 @@ def pull(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -
     place = address.parse(
         source if source.startswith("oci://") else f"bundle:{source.removeprefix('bundle:')}"
     )
+    if place.kind == "tar":
+        return _pulled(source, out, archive.unpack(Path(place.where), out, trust=trust), None, started)
     found = None
     with replacing(out) as partial, _bar(progress, "pulling", 0) as advance:
         if place.kind == "oci":
@@ -132,6 +136,10 @@ def pull(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -
             document = preflight.check(partial, trust=trust)
         except PreflightError as error:
             raise PreflightError(Path(source), error.refusals) from error
+    return _pulled(source, out, document, found, started)
+
+
+def _pulled(source: str, out: Path, document: Manifest, found: str | None, started: float) -> PullResult:
     return PullResult(
         source=source,
         bundle=str(out),
@@ -267,6 +275,8 @@ def _whole(
         oci.Reference(place.where)
     if options.dry_run:
         return result
+    if place.kind == "tar":
+        return result.model_copy(update={"was_there": _archived(bundle, Path(place.where))})
     with _bar(progress, f"deploying {document.name}", size) as advance:
         if place.kind == "oci":
             annotations = {
@@ -277,6 +287,20 @@ def _whole(
             return result.model_copy(update={"digest": found, "was_there": was_there})
         was_there = bundles.push(bundle, files, store(place.where), advance)
     return result.model_copy(update={"was_there": was_there})
+
+
+def _archived(bundle: Path, out: Path) -> bool:
+    """Equal bundles make equal archives: whether the very same one was there. Raises StorageError for another file."""
+    with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder:
+        made = Path(folder) / out.name
+        archive.pack(bundle, made)
+        if not out.exists():
+            with replacing(out) as partial:
+                shutil.move(made, partial)
+            return False
+        if digest(made) != digest(out):
+            raise StorageError(f"{out} exists and is left alone; name another file")
+        return True
 
 
 def _require_trust(bundle: Path, file: str, backend: str, trust: Trust) -> None:

@@ -9,13 +9,13 @@ from tlexport.errors import RecipeError
 LAYOUTS = ("triton", "kserve", "ort", "ovms", "ray")
 FORMS = (
     "triton:PATH_OR_URL (or the bare path or URL), triton-python:..., kserve:..., ort:DIR, ovms:DIR, ray:DIR, "
-    "bundle:PATH_OR_URL, oci://REGISTRY/REPOSITORY:TAG"
+    "bundle:PATH_OR_URL, FILE.tar, oci://REGISTRY/REPOSITORY:TAG"
 )
 
 
 @dataclass(frozen=True)
 class Address:
-    """`kind`: one of LAYOUTS, `bundle` or `oci`. `where`: a path or a URL."""
+    """`kind`: one of LAYOUTS, `bundle`, `tar` or `oci`. `where`: a path or a URL."""
 
     kind: str
     where: str
@@ -26,6 +26,8 @@ def parse(to: str) -> Address:
     """Raises RecipeError for what is no place."""
     if to.startswith("oci://"):
         return Address("oci", to)
+    if to.endswith(".tar") and "://" not in to:
+        return Address("tar", to.removeprefix("bundle:"))
     kind, separator, where = to.partition(":")
     if not separator or where.startswith("//"):
         kind, where = "triton", to
