@@ -29,9 +29,7 @@ Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class Observer(Protocol):
-    """Who is told what the queue does."""
-
-    def queued(self, samples: int) -> None: ...
+    """Who is told what the workers do."""
 
     def ran(self, samples: int, waits: Sequence[float], seconds: float) -> None: ...
 
@@ -82,6 +80,11 @@ class Batcher:
         self._empty: asyncio.Future[None] | None = None
 
     @property
+    def samples(self) -> int:
+        """How many wait."""
+        return self._samples
+
+    @property
     def full(self) -> bool:
         """Whether not one sample more can wait."""
         return self._samples >= self.limits.queue
@@ -104,7 +107,6 @@ class Batcher:
         entry = Waiting(request, answer, arrived, deadline)
         self._waiting[id(entry)] = entry
         self._samples += request.samples
-        self._observer.queued(self._samples)
         if self._free and not self._scheduled:
             self._schedule()
         if self._sweep is None or deadline < self._sweep.when():
@@ -130,7 +132,6 @@ class Batcher:
         if self._waiting.pop(id(entry), None) is None:
             return False
         self._samples -= entry.request.samples
-        self._observer.queued(self._samples)
         self._tell_empty()
         return True
 
@@ -180,7 +181,6 @@ class Batcher:
             self._samples -= entry.request.samples
             samples += entry.request.samples
             batch.append(entry)
-        self._observer.queued(self._samples)
         return batch
 
     def _work(self) -> None:

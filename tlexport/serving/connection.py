@@ -64,11 +64,14 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(ProtocolError(400, "this server switches to no other protocol"))
-        except httptools.HttpParserError as error:
+        except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._fail(
-                cause if isinstance(cause, ProtocolError) else ProtocolError(400, "this is not HTTP/1.1")
-            )
+            if not isinstance(cause, ProtocolError):
+                self._service.failed(cause or error)
+                cause = ProtocolError(500, "the server made a mistake; its log says which")
+            self._fail(cause)
+        except httptools.HttpParserError:
+            self._fail(ProtocolError(400, "this is not HTTP/1.1"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.discard(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def from_bytes(data: Any, offset: int, size: int, name: str, shape: Sequence[int
 
 def to_bytes(array: NDArray[Any]) -> bytes:
     """The elements, row-major and little-endian."""
+    if array.dtype.isnative and sys.byteorder == "little":
+        return array.tobytes()
     return array.astype(dtype(array.dtype.name), copy=False).tobytes()
 
 
@@ -94,13 +97,17 @@ def from_numbers(data: object, name: str, shape: Sequence[int], what: str) -> ND
     """A tensor of numpy dtype `name` from JSON's `data`, nested as `shape` or flat.
 
     A floating-point tensor takes integers, `NaN`, `Infinity` (as Triton and Python write them) and null, which is NaN: a
-    missing value. Nothing else is converted: no string, no fraction into an integer, no number into a BOOL, nothing
-    out of range. Raises ProtocolError.
+    missing value, and true or false among numbers is 1 or 0. Nothing else is converted: no string, no fraction into an
+    integer, no number into a BOOL, nothing out of range. Raises ProtocolError.
     """
     if not isinstance(data, list):
         raise ProtocolError(400, f"{what} needs `data` that is an array")
     try:
         array = np.asarray(data) if data else np.empty(0, np.int64)
+        if name == "uint64" and array.dtype.kind == "f":
+            # Of integers on both sides of 2**63 numpy makes fractions; as objects they stay what they are.
+            exact = np.asarray(data, object)
+            array = exact.astype(np.uint64) if all(type(value) is int for value in exact.flat) else array
     except (ValueError, OverflowError) as error:  # ragged, or an integer beyond every type
         raise ProtocolError(400, f"{what}: `data` is no tensor: {_short(error)}") from error
     if array.shape != tuple(shape) and not (array.ndim == 1 and array.size == math.prod(shape)):

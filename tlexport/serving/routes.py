@@ -18,8 +18,6 @@ JSON, BINARY = "application/json", "application/octet-stream"
 _PATHS = (
     "/v2, /v2/health/live, /v2/health/ready, /v2/models/NAME[/versions/VERSION][/ready or /infer], /metrics"
 )
-_WORDS_OF_MODEL = 2  # models, NAME
-_WORDS_OF_VERSION = 4  # models, NAME, versions, VERSION
 
 
 @dataclass(frozen=True)
@@ -180,12 +178,14 @@ def _health(service: Service, which: str) -> Answer:
 
 def _model(path: str) -> tuple[str, str, str]:
     """Name, version (may be empty) and action (may be empty) of /v2/models/... Raises ProtocolError (404)."""
-    words = path.split("/")[1:]
-    action = words.pop() if words[-1] in ("ready", "infer") and len(words) in (4, 6) else ""
-    if words[:2] == ["v2", "models"] and len(words) - 1 == _WORDS_OF_MODEL:
-        return unquote(words[2]), "", action
-    if words[:2] == ["v2", "models"] and len(words) - 1 == _WORDS_OF_VERSION and words[3] == "versions":
-        return unquote(words[2]), unquote(words[4]), action
+    rest, _, action = path.rpartition("/")
+    words = (rest if action in ("ready", "infer") else path).split("/")
+    action = action if action in ("ready", "infer") else ""
+    if words[:3] == ["", "v2", "models"]:
+        if len(words) == 4:
+            return unquote(words[3]), "", action
+        if len(words) == 6 and words[4] == "versions":
+            return unquote(words[3]), unquote(words[5]), action
     raise ProtocolError(404, f"nothing at {path[:200]!r}; there are: {_PATHS}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import ssl
 import threading
@@ -67,6 +68,8 @@ class _Server:
         state = self.source.state()
         model = await loop.run_in_executor(None, self.source.load)
         self._serve(model)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection shall walk over it while a request waits
         listener, grpc_server, bound = await self._listen(model)
         if self.place.ports_file is not None:
             write_json(self.place.ports_file, bound.__dict__)
@@ -165,7 +168,7 @@ class _Server:
                 loop.call_soon_threadsafe(self._take_up, model)
 
     def _count_reload(self, result: str) -> None:
-        self.service.metrics.reloads.labels(result).inc()
+        self.service.metrics.reloads[result] += 1
 
     def _take_up(self, model: Model) -> None:
         current = self.service.slot.current

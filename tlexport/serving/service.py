@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import tlexport
 from tlexport.serving.batcher import Outcome, Waiting, overloaded
@@ -32,12 +34,20 @@ class Service:
     def __init__(self, settings: Settings, log: Log) -> None:
         self.settings = settings
         self.log = log
-        self.metrics = Metrics(log)
+        self.metrics = Metrics(log, self._now)
         self.slot = Slot(self.metrics)
         self.draining = False
         self.in_flight = 0
         self.tracer = Tracer()
         self.time: Callable[[], float] = asyncio.get_running_loop().time
+
+    def _now(self) -> dict[str, float]:
+        served = self.slot.current
+        return {
+            "requests_in_flight": self.in_flight,
+            "queue_samples": served.batcher.samples if served else 0,
+            "ready": self.ready,
+        }
 
     @property
     def ready(self) -> bool:
@@ -55,6 +65,16 @@ class Service:
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token):
             raise ProtocolError(401, "this server wants its token: Authorization: Bearer TOKEN")
+
+    def failed(self, error: BaseException) -> None:
+        """Something went wrong here that is nobody's request's fault."""
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        self.log.write(
+            "mistake",
+            error=type(error).__name__,
+            reason=" ".join(str(error).split())[:500],
+            where=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in where],
+        )
 
     def require_room(self) -> None:
         """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
@@ -108,7 +128,6 @@ class Call:
         self._ended = False
         self._end_span = service.tracer.start(headers)
         service.in_flight += 1
-        service.metrics.in_flight.set(service.in_flight)
 
     def end(self, status: int, samples: int = 0) -> None:
         """The answer is on its way, or nobody waits for it (499). Later calls do nothing."""
@@ -117,7 +136,6 @@ class Call:
         self._ended = True
         service = self._service
         service.in_flight -= 1
-        service.metrics.in_flight.set(service.in_flight)
         seconds = service.time() - self.arrived
         service.metrics.answered(self._protocol, status, seconds)
         self._end_span(status)
