@@ -22,9 +22,9 @@ METADATA = {"class_names": "[]", "preprocessing": "{}", "task": "multiclass"}
 class Image(torch.nn.Module):
     """uint8 [n, 3, S, S] to probabilities [n, K], normalised as ImageNet."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seed: int) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.network = timm.create_model(name, pretrained=False, num_classes=5)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1) * 255)
@@ -38,9 +38,9 @@ class Image(torch.nn.Module):
         return torch.softmax((self.raw(images) - self.shift) * self.gain, dim=1)
 
 
-def image(name: str, samples: np.ndarray) -> onnx.ModelProto:
+def image(name: str, samples: np.ndarray, seed: int = 0) -> onnx.ModelProto:
     """The samples' logits are brought to a spread of 2 a class, as random weights hardly tell pictures apart."""
-    model = Image(name).eval()
+    model = Image(name, seed).eval()
     with torch.no_grad():
         logits = model.raw(torch.from_numpy(samples))
         model.gain.copy_(2 / logits.std(dim=0).clamp(min=1e-6))

@@ -185,13 +185,13 @@ def encode_response(
 def decode_response(body: bytes, header_length: int | None) -> Response:
     """Raises ProtocolError (502) if the body is no answer of the protocol."""
     header, binary = _parts(body, header_length, 502)
-    document = _document(header, 502)
+    document = _filled_in(_document(header, 502))
     tensors = document.get("outputs")
     if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
         raise ProtocolError(502, "the answer has no array `outputs`")
     outputs: dict[str, NDArray[Any]] = {}
     offset = 0
-    for tensor in tensors:
+    for tensor in map(_filled_in, tensors):
         name, what = tensor.get("name"), f"output {quoted(tensor.get('name'))}"
         if not isinstance(name, str) or name in outputs:
             raise ProtocolError(502, f"the answer has an output without a name of its own: {quoted(name)}")
@@ -312,6 +312,11 @@ def _document(header: bytes, status: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ProtocolError(status, "the body is no JSON object")
     return document
+
+
+def _filled_in(holder: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is written as null: KServe does that with every field that it has no value for."""
+    return {name: value for name, value in holder.items() if value is not None}
 
 
 def _parameters(holder: Mapping[str, Any], what: str) -> dict[str, Any]:
