@@ -24,7 +24,19 @@ from tlexport.progress import Silent
 from tlexport.stages import deploy
 
 pytestmark = pytest.mark.server
-READY_S = 120.0
+READY_S = 180.0
+# What `serve run` does with the file, on two cores and without a dashboard.
+START = """
+import sys, time
+import ray, yaml
+from ray.serve._private.api import serve_start
+from ray.serve.schema import ServeDeploySchema
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+config = yaml.safe_load(open(sys.argv[1]))
+client = serve_start(http_options=config["http_options"])
+client.deploy_apps(ServeDeploySchema.parse_obj(config), _blocking=True)
+time.sleep(600)
+"""
 
 
 def infer(url: str, batch: np.ndarray, *, binary: bool) -> np.ndarray:
@@ -59,22 +71,12 @@ def served(bundle_copy: Path, tmp_path: Path) -> Iterator[tuple[str, Path, Path]
     own = tmp_path / "serve.yaml"
     own.write_text(yaml.safe_dump(config))
     log = tmp_path / "ray.log"
-    code = (
-        "import ray, sys, time, yaml\nfrom ray import serve\nfrom ray.serve.schema import ServeDeploySchema\n"
-        "ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)\n"
-        "config = yaml.safe_load(open(sys.argv[1]))\n"
-        "serve.start(http_options=config['http_options'])\n"
-        "from ray.serve._private.api import serve_start\n"
-        "client = serve_start(http_options=config['http_options'])\n"
-        "client.deploy_apps(ServeDeploySchema.parse_obj(config), _blocking=True)\n"
-        "time.sleep(600)\n"
-    )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "RAY_USAGE_STATS_ENABLED": "0"
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(own)], stdout=out, stderr=out, env=environment, cwd=tmp_path
+            [sys.executable, "-c", START, str(own)], stdout=out, stderr=out, env=environment, cwd=tmp_path
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/v2/health/ready", process, log, READY_S)
