@@ -26,6 +26,7 @@ ORDER = (
     "startup",
     "memory",
     "open_loop",
+    "serve",
     "gate",
     "report",
 )

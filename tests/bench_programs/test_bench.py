@@ -25,6 +25,7 @@ PROMISED = {
     "quantize": {"cases"},
     "gpu": {"device", "target", "settings", "cells", "groups", "left"},
     "open_loop": {"stall", "overhead", "bound", "watch"},
+    "serve": {"cases", "left_out", "servers"},
     "gate": {"accuracy", "latency", "sessions", "measured"},
     "report": {"cases"},
     "search_cost": {"build_s", "by_hand_s", "ratio", "making", "stages_s", "settings"},
@@ -81,6 +82,18 @@ def test_open_loop(tmp_path: Path):
     assert len(beside["ours_us"]) == len(beside["python_us"]) == 10 and beside["python"]["pairs"] == 10
     assert beside["c_left_out"] == "no --ort-headers" and "c" not in beside
     assert len(document["overhead"]["open_ns"]) == 2 and document["watch"]["readings"] >= 2
+
+
+@pytest.mark.slow
+def test_serve(tmp_path: Path):
+    """The embedded server alone; the others need environments of their own, and that is said."""
+    document = run("serve", tmp_path, "--only", "tlexport", "kserve")
+    assert document["left_out"] == {"kserve": "no --kserve-python"}
+    for servers in document["cases"].values():
+        found = servers["tlexport"]
+        assert all(len(of) == 2 for of in found.values())
+        assert min(found["capacity_per_s"]) > 0 and min(found["p50_ms"]) > 0 and max(found["goodput"]) > 0
+    assert len(document["goals"]) == 6
 
 
 def test_finetune(tmp_path: Path):
