@@ -25,6 +25,7 @@ def echo(tmp_path: Path) -> Iterator[Callable[..., Live]]:
         inline: bool = False,
         timeout: float = 30.0,
         token: str = "",
+        patience: dict[str, float] | None = None,
         **place: object,
     ) -> Live:
         folder = tmp_path / f"echo-{len(started)}"
@@ -38,6 +39,7 @@ def echo(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             "inline": inline,
             "timeout": timeout,
             "token": token,
+            "patience": patience or {},
             "place": place,
         }
         (folder / "settings.json").write_text(json.dumps(settings))

@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from tlexport.errors import BundleError
-from tlexport.serving import server
+from tlexport.serving import connection, server
 from tlexport.serving.batcher import Limits
 from tlexport.serving.place import Bound, Place
 from tlexport.serving.protocol import Interface
@@ -83,6 +83,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     place = {name: Path(v) if name in ("certificate", "key") else v for name, v in settings["place"].items()}
     token = settings["token"]
+    connection.PATIENCE.update(settings["patience"])
 
     def ready(bound: Bound) -> None:
         print(json.dumps({**bound.__dict__, "process": os.getpid()}), flush=True)

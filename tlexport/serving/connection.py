@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._answering: Exchange | None = None
         self._advancing = False
         self._keep_alive = True
+        self._paused = False  # reading is
         self._deaf = False  # what still comes is read over
         self._state = "idle"  # a key of PATIENCE, or answering
         self._since = self._time()
@@ -83,11 +84,14 @@ class Connection(asyncio.Protocol):
         self._answering = self._exchange = None
 
     def pause_writing(self) -> None:
+        """The other side does not read: nothing more is read from it either, so that no answers pile up."""
         self._turn("writing")
+        self._regulate()
 
     def resume_writing(self) -> None:
         if self._state == "writing":
             self._turn("answering" if self._answering is not None else "idle")
+        self._regulate()
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._head_size = b"", {}, 0
@@ -129,8 +133,7 @@ class Connection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._ready.append((self._exchange, body, self._parser.should_keep_alive()))
         self._exchange, self._body = None, []
-        if len(self._ready) > MOST_PIPELINED:
-            self._transport.pause_reading()
+        self._regulate()
         self._advance()
 
     def expire(self, now: float) -> None:
@@ -152,12 +155,12 @@ class Connection(asyncio.Protocol):
         try:
             while self._answering is None and self._ready:
                 self._answering, body, self._keep_alive = self._ready.popleft()
-                if len(self._ready) == MOST_PIPELINED:
-                    self._transport.resume_reading()
-                self._turn("answering")
+                if self._state != "writing":
+                    self._turn("answering")
                 self._answering.finish(body)
         finally:
             self._advancing = False
+        self._regulate()
 
     def _reply(self, answer: Answer) -> None:
         """Write the answer to the request whose turn it is."""
@@ -209,6 +212,13 @@ class Connection(asyncio.Protocol):
         if isinstance(exchange, Refused):
             raise exchange.error
         raise ProtocolError(413, f"the body is larger than any sensible one ({exchange.limit} bytes)")
+
+    def _regulate(self) -> None:
+        """Read on, or not while too much waits to be answered or to be read by the other side."""
+        pause = self._state == "writing" or len(self._ready) > MOST_PIPELINED
+        if pause != self._paused and not self._transport.is_closing():
+            self._paused = pause
+            (self._transport.pause_reading if pause else self._transport.resume_reading)()
 
     def _turn(self, state: str) -> None:
         self._state = state
