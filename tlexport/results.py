@@ -249,6 +249,10 @@ class Variant(Result):
     flips: int | None = Field(None, description="test samples whose decision changed")
     flips_upper: float | None = Field(None, description="upper confidence bound of the share of flips")
     max_abs_error: float | None = None
+    usual_error: float | None = Field(
+        None,
+        description="what nine of ten test samples' largest error does not exceed; null where golden samples are none of them",
+    )
     p50_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None

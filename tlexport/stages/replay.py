@@ -100,16 +100,10 @@ def _replayed(
     if document.task != "regression":
         before, after = (operating.decide(of, document.task, document.decision) for of in (expected, outputs))
         flips = int((before != after).reshape(len(expected), -1).any(axis=1).sum())
-    agrees = measured.max_abs_error <= known.limit
-    reason = (
-        ""
-        if agrees
-        else f"differs by {measured.max_abs_error:.3g} from the reference, and verify measured {variant.max_abs_error or 0.0:.3g} "
-        f"(at most {known.limit:.3g} is taken for the same model)"
-    )
+    reason = parity.disagreement(expected, outputs, variant.max_abs_error, variant.usual_error)
     return known.model_copy(
         update={
-            "verdict": "pass" if agrees else "fail",
+            "verdict": "fail" if reason else "pass",
             "reason": reason,
             "max_abs_error": measured.max_abs_error,
             "flips": flips,

@@ -23,7 +23,7 @@ from tlexport.bundle import manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import BundleError, GateError, NotInstalledError, RecipeError
 from tlexport.evidence.accuracy import parity
-from tlexport.results import ServeResult
+from tlexport.results import ServeResult, Variant
 from tlexport.run import digest
 from tlexport.serving.place import Bound, Place
 from tlexport.timings import Knee
@@ -150,7 +150,7 @@ class Bundle:
         load = registry.loader(entry.variant.backend, self.path / entry.file, target, DEFAULTS)
         runners = [opened.enter_context(load(threads)) for _ in range(how.workers)]
         for runner in runners:
-            _require_golden(runner, self.path, document, entry.variant.max_abs_error)
+            _require_golden(runner, self.path, document, entry.variant)
         return Model(
             name=document.name,
             version=version,
@@ -187,7 +187,7 @@ class Bundle:
         return Limits(batch, queue, how.max_delay, inline=how.workers == 1 and seconds < INLINE_S)
 
 
-def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, error: float | None) -> None:
+def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, variant: Variant) -> None:
     """Raises GateError unless the golden samples come out as the reference's, within the error that verify measured."""
     inputs = np.load(bundle / GOLDEN_INPUTS, allow_pickle=False)
     expected = np.load(bundle / GOLDEN_OUTPUTS, allow_pickle=False)
@@ -197,13 +197,10 @@ def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, e
         for start in range(0, len(inputs), size)
     ]
     output = document.outputs[0].name
-    found = parity.compare(expected, np.concatenate([part[output] for part in parts]))
-    most = parity.limit(error, expected)
-    if found.max_abs_error > most:
-        raise GateError(
-            f"{bundle}: golden samples differ by {found.max_abs_error:.3g} from the reference's outputs here; at most {most:.3g} "
-            "is taken for the same model"
-        )
+    outputs = np.concatenate([part[output] for part in parts])
+    parity.compare(expected, outputs)  # of one shape, finite, and not the same for every sample
+    if why := parity.disagreement(expected, outputs, variant.max_abs_error, variant.usual_error):
+        raise GateError(f"{bundle}: the answer to golden samples {why}")
 
 
 def _timed(runner: Runner, inputs: dict[str, NDArray[Any]]) -> float:

@@ -125,9 +125,16 @@ class Judge:
             "flips": flips.count if flips else None,
             "flips_upper": flips.upper if flips else None,
             "max_abs_error": found.max_abs_error,
+            "usual_error": self.usual_error(outputs),
             "judged_by": judged_by,
         }
         return Tried(variant.model_copy(update=numbers), assessed, here)
+
+    def usual_error(self, outputs: np.ndarray) -> float | None:
+        """Synthetic golden samples are not of the test split's kind, so that its usual error says nothing of theirs."""
+        if self.recipe.golden.source == "synthetic":
+            return None
+        return parity.usual_error(self.assessor.reference.outputs, outputs)
 
     def judged(self, tried: list[Tried]) -> list[tuple[Variant, AccuracyEvidence | None]]:
         """Each with its verdict. The variants of a target are so many chances to pass wrongly, and are corrected for that."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tlexport.errors import ExportError
-from tlexport.evidence.accuracy.parity import compare
+from tlexport.evidence.accuracy.parity import compare, disagreement, limit, usual_error
 
 
 def outputs(n: int = 12, classes: int = 4) -> np.ndarray:
@@ -87,3 +87,31 @@ def test_a_candidate_that_is_not_finite_is_refused(broken: float) -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ExportError, match=r"\(12, 3\), the reference has \(12, 4\)"):
         compare(outputs(), outputs()[:, :3])
+
+
+def test_one_far_sample_in_the_split_does_not_excuse_every_golden_one() -> None:
+    reference, rng = outputs(200), np.random.default_rng(1)
+    candidate = reference + rng.normal(scale=1e-3, size=reference.shape)
+    candidate[17] = reference[17][::-1] + 0.5
+    worst, usual = compare(reference, candidate).max_abs_error, usual_error(reference, candidate)
+    assert worst > 0.4 and usual < 4e-3
+    golden = slice(30, 38)
+    assert disagreement(reference[golden], candidate[golden], worst, usual) == ""
+    other = np.roll(reference[golden], 1, axis=1)
+    assert (
+        limit(worst, reference[golden]) > np.abs(other - reference[golden]).max()
+    )  # by the largest error alone it passes
+    assert "half of the samples differ by" in disagreement(reference[golden], other, worst, usual)
+    assert disagreement(reference[golden], other, worst, None) == ""
+    assert "verify measured 0.001" in disagreement(reference[golden], other, 1e-3, None)
+
+
+def test_right_golden_samples_are_seldom_refused() -> None:
+    """Of heavy-tailed errors, eight golden samples each: half of eight beyond a 90% quantile has a chance of 0.5%, and beyond three
+    times it less; 400 draws have 2 on average at most, and 9 or more with a chance below 1 in 4000."""
+    rng = np.random.default_rng(2)
+    reference = outputs(500)
+    candidate = reference + (1e-3 * rng.standard_t(1.5, size=(500, 1))) * rng.normal(size=reference.shape)
+    worst, usual = compare(reference, candidate).max_abs_error, usual_error(reference, candidate)
+    drawn = [rng.choice(500, 8, replace=False) for _ in range(400)]
+    assert sum(bool(disagreement(reference[rows], candidate[rows], worst, usual)) for rows in drawn) <= 8

@@ -16,6 +16,7 @@ SMALLEST_SHARE = 1e-4
 SMALLEST_SPREAD = 1e-12
 # Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
 SLACK = 3.0
+USUAL = 0.9
 ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
 
 
@@ -79,6 +80,41 @@ def limit(error: float | None, expected: NDArray[Any]) -> float:
     error: the variant's largest over the test split, as verify measured it; None for none.
     """
     return SLACK * (error or 0.0) + ROUNDING * float(np.ptp(expected, axis=0).max())
+
+
+def usual_error(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """The 90% quantile over samples of a sample's largest error; outputs [n, ...]."""
+    return float(np.quantile(_largest(reference, candidate), USUAL))
+
+
+def disagreement(
+    expected: NDArray[Any], outputs: NDArray[Any], error: float | None, usual: float | None
+) -> str:
+    """Why answers [n, ...] to golden samples are not those of the variant that was verified; empty if they may be.
+
+    error, usual: the variant's largest and usual error over the test split. One sample in a thousand that is far off makes the
+    limit of the largest one so wide that nearly any answer is within it; half of a few golden samples beyond what nine
+    of ten stay below, three times over, is then no chance (8 samples: below one in 200 even without the three).
+    """
+    found, most = _largest(expected, outputs), limit(error, expected)
+    if found.max() > most:
+        return (
+            f"differs by {found.max():.3g} from the reference, and verify measured {error or 0.0:.3g} "
+            f"(at most {most:.3g} is taken for the same model)"
+        )
+    middle = float(np.median(found))
+    if usual is not None and middle > limit(usual, expected):
+        return (
+            f"half of the samples differ by {middle:.3g} or more from the reference, and verify measured {usual:.3g} or less for nine "
+            f"of ten (at most {limit(usual, expected):.3g} is taken for the same model)"
+        )
+    return ""
+
+
+def _largest(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
+    """Of each sample [n], in float64."""
+    error = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
+    return np.asarray(error.reshape(len(error), -1).max(axis=1))
 
 
 def _finite(values: NDArray[np.float64], what: str) -> None:
