@@ -16,7 +16,7 @@ import pytest
 
 from tlexport.errors import RecipeError, ServerError
 from tlexport.serving import client as clients
-from tlexport.serving import protocol
+from tlexport.serving import protocol, token
 from tlexport.serving.client import Access, HttpClient, connect
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.place import Bound
@@ -229,17 +229,17 @@ def test_a_token_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return said(b"{}")
 
     monkeypatch.setenv("TLEXPORT_TOKEN", "from-the-environment-1")
-    assert clients.read_token(None) == "from-the-environment-1"
+    assert token.read(None) == "from-the-environment-1"
     file = tmp_path / "token"
     file.write_text("from-a-file-123456\n")
-    access = Access(token=clients.read_token(file))
+    access = Access(token=token.read(file))
     assert "123456" not in repr(access)
     with answering(look) as url:
         connect(url, access).server()
     assert b"Authorization: Bearer from-a-file-123456\r\n" in seen[0]
     file.write_text("two words")
     with pytest.raises(RecipeError, match="one token"):
-        clients.read_token(file)
+        token.read(file)
 
 
 def test_nobody_there_and_nobody_who_answers() -> None:

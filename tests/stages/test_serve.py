@@ -26,7 +26,7 @@ from tlexport.backends import DEFAULTS, registry
 from tlexport.bundle import manifest
 from tlexport.errors import GateError, PreflightError, RecipeError
 from tlexport.run import digest, replacing, write_json
-from tlexport.serving import messages, protocol
+from tlexport.serving import messages, protocol, token
 from tlexport.serving.messages import MESSAGES
 from tlexport.serving.place import Place
 from tlexport.stages import serve
@@ -185,16 +185,16 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TLEXPORT_TOKEN", raising=False)
-    assert serve.read_token(None) is None
+    assert token.read(None, shortest=token.SHORTEST) is None
     file = tmp_path / "token"
     file.write_text("0123456789abcdef\n")
-    assert serve.read_token(file) == "0123456789abcdef"
+    assert token.read(file, shortest=token.SHORTEST) == "0123456789abcdef"
     monkeypatch.setenv("TLEXPORT_TOKEN", "x" * 32)
-    assert serve.read_token(None) == "x" * 32
+    assert token.read(None, shortest=token.SHORTEST) == "x" * 32
     for wrong in ("", "short", "0123456789abcde\x7f0", "ä" * 20, "x" * 5000):
         file.write_text(wrong)
         with pytest.raises(RecipeError, match="token"):
-            serve.read_token(file)
+            token.read(file, shortest=token.SHORTEST)
 
 
 def test_loopback_alone_needs_nothing(built_bundle: Path) -> None:

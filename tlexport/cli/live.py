@@ -192,9 +192,10 @@ def load(
 
 
 def _access(token_file: Path | None, ca: Path | None, timeout: float) -> Access:
-    from tlexport.serving.client import Access, read_token
+    from tlexport.serving import token
+    from tlexport.serving.client import Access
 
-    return Access(token=read_token(token_file), ca=ca, timeout_s=timeout)
+    return Access(token=token.read(token_file), ca=ca, timeout_s=timeout)
 
 
 def _checked(result: CheckServerResult) -> dict[str, str]:

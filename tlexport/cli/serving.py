@@ -120,6 +120,7 @@ def serve(
     is taken up the same way, without a failed request; a bad one is refused and the old one stays. SIGTERM or Ctrl-C: what is
     under way is answered, then it leaves. The log is JSON on standard error.
     """
+    from tlexport.serving import token
     from tlexport.serving.place import Place
     from tlexport.stages import serve as stage
 
@@ -132,7 +133,7 @@ def serve(
         queue=queue,
         timeout=timeout,
         access_log=access_log,
-        token=stage.read_token(token_file),
+        token=token.read(token_file, shortest=token.SHORTEST),
         insecure=insecure,
         trust=trust(public_key, trust_unsigned, identity, identity_provider),
     )

@@ -7,7 +7,6 @@ takes that, else as JSON.
 from __future__ import annotations
 
 import json
-import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlsplit
 
 from tlexport.errors import RecipeError, ServerError
-from tlexport.serving import datatypes, protocol
+from tlexport.serving import datatypes, protocol, token
 from tlexport.serving.datatypes import ProtocolError, listed
 from tlexport.serving.protocol import Response, Tensors
 from tlexport.serving.wire import Answer, Connection
 
-TOKEN = "TLEXPORT_TOKEN"
-LONGEST_TOKEN = 4096
 TIMEOUT_S = 30.0
 PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 Encoding = Literal["binary", "json", "grpc"]
@@ -110,7 +107,9 @@ def connect(url: str, access: Access | None = None) -> Client:
             f"{url!r} is no address of a server; write for instance http://127.0.0.1:8000 or grpc://127.0.0.1:8001"
         )
     if parts.username or parts.password:
-        raise RecipeError(f"an address holds no password; put a token into {TOKEN} or a file (--token-file)")
+        raise RecipeError(
+            f"an address holds no password; put a token into {token.VARIABLE} or a file (--token-file)"
+        )
     host, port = parts.hostname, port or PORTS[parts.scheme]
     if parts.scheme.startswith("grpc"):
         from tlexport.serving.grpc_client import GrpcClient
@@ -120,21 +119,6 @@ def connect(url: str, access: Access | None = None) -> Client:
     return HttpClient(
         url, Connection(host, port, timeout_s=access.timeout_s, tls=tls), parts.path.rstrip("/"), access.token
     )
-
-
-def read_token(file: Path | None) -> str | None:
-    """The token from a file, else from the variable TLEXPORT_TOKEN; None without either. Raises RecipeError."""
-    if file is None:
-        return os.environ.get(TOKEN, "").strip() or None
-    try:
-        token = file.read_text(encoding="ascii").strip() if file.stat().st_size <= LONGEST_TOKEN else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} holds no token: {error}") from error
-    if not token or any(character.isspace() for character in token):
-        raise RecipeError(
-            f"{file} must hold one token of at most {LONGEST_TOKEN} characters and nothing else"
-        )
-    return token
 
 
 def choose(client: Client, wanted: str | None, name: str) -> Model:
@@ -284,9 +268,10 @@ def _tls(ca: Path | None) -> ssl.SSLContext:
 def _refused(answer: Answer) -> ProtocolError:
     reason = protocol.error_reason(answer.body) or "no reason given"
     retry = answer.headers.get("retry-after", "")
-    advice = {401: f" (a token is wanted: {TOKEN} or --token-file)", 403: " (the token is not taken)"}.get(
-        answer.status, ""
-    )
+    advice = {
+        401: f" (a token is wanted: {token.VARIABLE} or --token-file)",
+        403: " (the token is not taken)",
+    }.get(answer.status, "")
     return ProtocolError(
         answer.status, f"HTTP {answer.status}: {reason}{advice}", float(retry) if retry.isdigit() else None
     )

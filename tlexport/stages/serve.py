@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from tlexport.serving.batcher import Limits
     from tlexport.serving.slot import Model
 
-LONGEST_TOKEN = 4096
-SHORTEST_TOKEN = 16
 INLINE_S = 0.001  # a run shorter than this is not worth a hand-off to a thread and back, 0.05 to 0.1 ms, and its wake-ups
 WAIT_S = 0.1  # of work that may wait by default: later answers are for nobody
 LONGEST_QUEUE = 1024
@@ -82,28 +80,6 @@ def run(bundle: Path, place: Place, how: Serving, ready: Callable[[ServeResult],
         ready(ServeResult(bundle=str(bundle), **bound.__dict__, process=os.getpid()))
 
     server.run(Bundle(bundle, how), settings, place, sys.stderr, told)
-
-
-def read_token(file: Path | None) -> str | None:
-    """The token in `file`, else in the variable TLEXPORT_TOKEN. Raises RecipeError if it is unreadable or easily guessed."""
-    if file is None:
-        token = os.environ.get("TLEXPORT_TOKEN", "")
-    else:
-        try:
-            with file.open(encoding="utf-8") as handle:
-                token = handle.read(LONGEST_TOKEN + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"the token file {file} cannot be read: {error}") from error
-        if not token.strip():
-            raise RecipeError(f"the token file {file} is empty")
-    token = token.strip()
-    if not token:
-        return None
-    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or not token.isascii() or not token.isprintable():
-        raise RecipeError(
-            f"a token has {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable ASCII characters; make one with: openssl rand -hex 32"
-        )
-    return token
 
 
 class Bundle:
