@@ -32,6 +32,7 @@ def read(file: Path | None, *, shortest: int = 1) -> str | None:
         or " " in token
     ):
         raise RecipeError(
-            f"{where} must hold one token of {shortest} to {LONGEST} printable ASCII characters and nothing else; make one with: openssl rand -hex 32"
+            f"{where} must hold one token of {shortest} to {LONGEST} printable ASCII characters and nothing else; "
+            "make one with: openssl rand -hex 32"
         )
     return token
