@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Callable
+import time
 from http import HTTPStatus
 
 import httptools
@@ -32,7 +32,6 @@ class Connection(asyncio.Protocol):
         self._service = service
         self._all = connections
         self._most = most
-        self._time: Callable[[], float] = asyncio.get_running_loop().time
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._url = b""
@@ -48,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._paused = False  # reading is
         self._deaf = False  # what still comes is read over
         self._state = "idle"  # a key of PATIENCE, or answering
-        self._since = self._time()
+        self._since = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
@@ -222,4 +221,4 @@ class Connection(asyncio.Protocol):
 
     def _turn(self, state: str) -> None:
         self._state = state
-        self._since = self._time()
+        self._since = time.monotonic()

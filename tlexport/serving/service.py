@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ class Service:
         self.draining = False
         self.in_flight = 0
         self.tracer = Tracer()
-        self.time: Callable[[], float] = asyncio.get_running_loop().time
 
     def _now(self) -> dict[str, float]:
         served = self.slot.current
@@ -120,7 +119,7 @@ class Call:
         refuse: Callable[[ProtocolError], None],
         seconds_left: float | None = None,
     ) -> None:
-        self.arrived = service.time()
+        self.arrived = time.monotonic()
         self.refuse = refuse
         self.seconds_left = seconds_left
         self._service = service
@@ -136,7 +135,7 @@ class Call:
         self._ended = True
         service = self._service
         service.in_flight -= 1
-        seconds = service.time() - self.arrived
+        seconds = time.monotonic() - self.arrived
         service.metrics.answered(self._protocol, status, seconds)
         self._end_span(status)
         if service.settings.access_log:
