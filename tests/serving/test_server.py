@@ -20,9 +20,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
+
+pytest.importorskip("grpc")
+pytest.importorskip("httptools")
+pytest.importorskip("prometheus_client")
+import grpc
 from live_server import Live, ask, sample
 
 from tlexport.serving import messages, protocol

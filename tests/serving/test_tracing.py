@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("opentelemetry")
+
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 WITH_PROVIDER = f"""
