@@ -135,7 +135,7 @@ def test_a_full_queue_refuses_and_an_empty_one_takes_any() -> None:
         await asyncio.sleep(0.01)
         large = asked(batcher, request(1, 8))
         assert batcher.full
-        with pytest.raises(ProtocolError, match="overloaded: 8 samples") as refused:
+        with pytest.raises(ProtocolError, match="overloaded") as refused:
             asked(batcher, request(2))
         assert refused.value.status == 429
         assert refused.value.retry_after

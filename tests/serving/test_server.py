@@ -196,6 +196,31 @@ def test_overload_is_shed_and_what_was_accepted_is_answered(echo: Launch) -> Non
     assert live.metric("tlexport_requests_in_flight") == 0
 
 
+def test_a_full_server_sheds_what_it_knows_and_still_reads_what_it_does_not(echo: Launch) -> None:
+    """The short way of refusing is for requests that were let in before, byte for byte in their heads."""
+    live = echo(delay=1.0, batch=1, queue=1, token="a-token-of-the-test")
+    right_one = {"Authorization": "Bearer a-token-of-the-test"}
+    connection = live.connect()
+    assert ask(connection, sample(1), headers=right_one)[0] == 200
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(ask, live.connect(), sample(mark), headers=right_one) for mark in (2, 3)]
+        until(lambda: metric_with(live, right_one, "tlexport_queue_samples") == 1)
+        assert ask(connection, sample(4), headers=right_one)[0] == 429
+        assert ask(connection, sample(4), headers={"Authorization": "Bearer a-token-of-the-tesT"})[0] == 401
+        assert ask(connection, sample(4), headers=right_one, path="/v2/models/other/infer")[0] == 404
+        connection.request("GET", "/v2/health/ready")
+        assert connection.getresponse().read()
+        assert ask(connection, sample(4, 2), headers=right_one)[0] == 429
+        assert all(right(future.result()[1], mark) for mark, future in zip((2, 3), busy, strict=True))
+    assert ask(connection, sample(5), headers=right_one)[0] == 200
+    assert metric_with(live, right_one, 'tlexport_requests_total{code="429",protocol="http"}') == 2
+
+
+def metric_with(live: Live, headers: dict[str, str], line: str) -> float:
+    page = live.get("/metrics", headers)[1].decode()
+    return next((float(text.split()[-1]) for text in page.splitlines() if text.startswith(f"{line} ")), 0.0)
+
+
 def test_overload_over_grpc_is_unavailable(echo: Launch) -> None:
     live = echo(delay=0.3, batch=1, queue=1)
     request = messages.encode_request("echo", sample(1)).SerializeToString()

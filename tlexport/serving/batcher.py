@@ -104,7 +104,7 @@ class Batcher:
         A request always finds room in an empty queue, however many samples it has.
         """
         if self._samples and self._samples + request.samples > self.limits.queue:
-            raise overloaded(self._samples)
+            raise overloaded()
         if deadline <= time.monotonic():
             raise expired()
         entry = Waiting(request, answer, arrived, deadline)
@@ -244,9 +244,9 @@ class Batcher:
             self._empty.set_result(None)
 
 
-def overloaded(samples: int) -> ProtocolError:
+def overloaded() -> ProtocolError:
     return ProtocolError(
-        429, f"overloaded: {samples} samples wait already; try again after a moment", retry_after=1.0
+        429, "overloaded: as many samples wait as may; try again after a moment", retry_after=1.0
     )
 
 

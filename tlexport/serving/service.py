@@ -18,6 +18,9 @@ from tlexport.serving.protocol import EXTENSIONS, Request, Tensors
 from tlexport.serving.slot import Served, Slot
 from tlexport.serving.tracing import Tracer
 
+_END = b"\r\n\r\n"
+LONGEST_HEAD_KEPT, MOST_HEADS_KEPT = 2048, 256
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,6 +39,7 @@ class Service:
         self.log = log
         self.metrics = Metrics(log, self._now)
         self.slot = Slot(self.metrics)
+        self.heads = Heads()
         self.draining = False
         self.in_flight = 0
         self.tracer = Tracer()
@@ -65,6 +69,18 @@ class Service:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token):
             raise ProtocolError(401, "this server wants its token: Authorization: Bearer TOKEN")
 
+    @property
+    def full(self) -> bool:
+        """Whether an inference would be refused for overload."""
+        served = self.slot.current
+        return served is not None and served.batcher.full and not self.draining
+
+    def shed(self) -> None:
+        """Count a request that was refused for overload before it was parsed."""
+        self.metrics.answered("http", 429, 0.0)
+        if self.settings.access_log:
+            self.log.write("request", protocol="http", status=429, samples=0, ms=0.0)
+
     def failed(self, error: BaseException) -> None:
         """Something went wrong here that is nobody's request's fault."""
         where = traceback.extract_tb(error.__traceback__)[-1:]
@@ -79,9 +95,8 @@ class Service:
         """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
         if self.draining:
             raise ProtocolError(503, "the server is shutting down", retry_after=1.0)
-        served = self.slot.current
-        if served is not None and served.batcher.full:
-            raise overloaded(served.batcher.limits.queue)
+        if self.full:
+            raise overloaded()
 
     def admit(self, name: str, version: str) -> Served:
         """The model that a request is for. Raises ProtocolError: 404, 429 or 503."""
@@ -106,6 +121,26 @@ class Service:
                 reply(outcome)
 
         return served.batcher.submit(request, answer, call.arrived, call.arrived + timeout)
+
+
+class Heads:
+    """Heads of inference requests that were let in, with the whole request's length: a client's are alike, request by request."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[bytes, int] = {}
+
+    def remember(self, request: bytes, body: int) -> None:
+        """`request`: what was read at once, if it is one whole request with a body of `body` bytes; else nothing is kept."""
+        end = request.find(_END) + len(_END)
+        if end + body != len(request) or end > LONGEST_HEAD_KEPT:
+            return
+        if len(self._lengths) >= MOST_HEADS_KEPT:
+            self._lengths.clear()
+        self._lengths[request[:end]] = len(request)
+
+    def is_like(self, request: bytes) -> bool:
+        """Whether this is one whole request with a head that was let in before, the token in it included."""
+        return self._lengths.get(request[: request.find(_END) + len(_END)]) == len(request)
 
 
 class Call:
