@@ -90,7 +90,7 @@ def main() -> None:
 
     server.run(
         Echo(Path(sys.argv[1]).parent, settings),
-        Settings(timeout=settings["timeout"], token=token.encode() if token else None),
+        Settings(timeout=settings["timeout"], token=token.encode() if token else None, access_log=True),
         Place(port=0, grpc_port=0, **place),
         sys.stderr,
         ready,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -58,7 +59,7 @@ def played(scene: Callable[[asyncio.AbstractEventLoop], object]) -> None:
 def asked(batcher: Batcher, of: Request, seconds: float = 60.0) -> asyncio.Future[Outcome]:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Outcome] = loop.create_future()
-    now = loop.time()
+    now = time.monotonic()
     batcher.submit(of, future.set_result, now, now + seconds)  # a second answer would raise InvalidStateError
     return future
 
@@ -134,7 +135,7 @@ def test_a_full_queue_refuses_and_an_empty_one_takes_any() -> None:
         await asyncio.sleep(0.01)
         large = asked(batcher, request(1, 8))
         assert batcher.full
-        with pytest.raises(ProtocolError, match="overloaded: 8 samples") as refused:
+        with pytest.raises(ProtocolError, match="overloaded") as refused:
             asked(batcher, request(2))
         assert refused.value.status == 429
         assert refused.value.retry_after
@@ -175,7 +176,7 @@ def test_what_was_withdrawn_is_neither_run_nor_answered() -> None:
 
     async def scene(loop: asyncio.AbstractEventLoop) -> None:
         batcher = Batcher([gate], Limits(4, 100), seen, loop)
-        now = loop.time()
+        now = time.monotonic()
 
         def unwanted(outcome: Outcome) -> None:
             raise AssertionError("answered")
@@ -231,7 +232,7 @@ def test_one_failing_delivery_does_not_keep_the_others() -> None:
         def broken(outcome: Outcome) -> None:
             raise OSError("the connection broke")
 
-        now = loop.time()
+        now = time.monotonic()
         batcher.submit(request(1), broken, now, now + 60)
         outcome = await asked(batcher, request(2))
         assert not isinstance(outcome, ProtocolError)

@@ -11,8 +11,12 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-import grpc
 import pytest
+
+pytest.importorskip("grpc")
+pytest.importorskip("httptools")
+pytest.importorskip("prometheus_client")
+import grpc
 from live_server import Live, ask, sample
 
 from tlexport.serving import messages, protocol

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+pytest.importorskip("google.protobuf")
+
 from tlexport.serving import messages
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.messages import MESSAGES

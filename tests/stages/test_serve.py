@@ -14,9 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
+
+pytest.importorskip("grpc")
+pytest.importorskip("httptools")
+pytest.importorskip("prometheus_client")
+import grpc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 from live_server import ROOT, Live, ask, start

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.protocol import Request, Tensors
 
+_SOON = 0.001  # seconds: the resolution of the loop's timers
 Outcome = Mapping[str, NDArray[Any]] | ProtocolError
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
@@ -48,7 +49,8 @@ class Limits:
 
 @dataclass(eq=False)
 class Waiting:
-    """A request on its way. `answer` is called once, in the loop's thread, unless it is withdrawn; times are the loop's."""
+    """A request on its way. `answer` is called once, in the loop's thread, unless it is withdrawn. Times are time.monotonic's:
+    uvloop's own clock stands still while the loop's thread works."""
 
     request: Request
     answer: Callable[[Outcome], None]
@@ -77,6 +79,7 @@ class Batcher:
         self._samples = 0
         self._scheduled = False
         self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_time = 0.0
         self._empty: asyncio.Future[None] | None = None
 
     @property
@@ -101,15 +104,15 @@ class Batcher:
         A request always finds room in an empty queue, however many samples it has.
         """
         if self._samples and self._samples + request.samples > self.limits.queue:
-            raise overloaded(self._samples)
-        if deadline <= self._loop.time():
+            raise overloaded()
+        if deadline <= time.monotonic():
             raise expired()
         entry = Waiting(request, answer, arrived, deadline)
         self._waiting[id(entry)] = entry
         self._samples += request.samples
         if self._free and not self._scheduled:
             self._schedule()
-        if self._sweep is None or deadline < self._sweep.when():
+        if self._sweep is None or deadline < self._sweep_time:
             self._sweep_at(deadline)
         return entry
 
@@ -164,12 +167,12 @@ class Batcher:
         if not self.limits.max_delay or self._samples >= self.limits.batch:
             return 0.0
         oldest = next(iter(self._waiting.values()))
-        return oldest.arrived + self.limits.max_delay - self._loop.time()
+        return oldest.arrived + self.limits.max_delay - time.monotonic()
 
     def _take(self) -> list[Waiting]:
         """The next whole requests of at most `batch` samples together; one that has more alone. Those too late are dropped unrun."""
         batch: list[Waiting] = []
-        samples, now = 0, self._loop.time()
+        samples, now = 0, time.monotonic()
         while self._waiting:
             entry = next(iter(self._waiting.values()))
             if entry.deadline <= now:
@@ -200,7 +203,7 @@ class Batcher:
         self._free.append(run)
         if error is not None:
             self._observer.failed(error)
-        started = self._loop.time() - seconds
+        started = time.monotonic() - seconds
         waits = [started - entry.arrived for entry in batch]
         self._observer.ran(sum(entry.request.samples for entry in batch), waits, seconds)
         # The next batch starts before this one's answers are written.
@@ -225,11 +228,12 @@ class Batcher:
     def _sweep_at(self, when: float) -> None:
         if self._sweep is not None:
             self._sweep.cancel()
-        self._sweep = self._loop.call_at(when, self._drop_expired)
+        self._sweep_time = when
+        self._sweep = self._loop.call_later(max(when - time.monotonic(), _SOON), self._drop_expired)
 
     def _drop_expired(self) -> None:
         self._sweep = None
-        now = self._loop.time()
+        now = time.monotonic()
         for entry in [entry for entry in self._waiting.values() if entry.deadline <= now]:
             self._drop(entry)
         if self._waiting:
@@ -240,9 +244,9 @@ class Batcher:
             self._empty.set_result(None)
 
 
-def overloaded(samples: int) -> ProtocolError:
+def overloaded() -> ProtocolError:
     return ProtocolError(
-        429, f"overloaded: {samples} samples wait already; try again after a moment", retry_after=1.0
+        429, "overloaded: as many samples wait as may; try again after a moment", retry_after=1.0
     )
 
 

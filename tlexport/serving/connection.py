@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Callable
+import time
 from http import HTTPStatus
 
 import httptools
 
+from tlexport.serving.batcher import overloaded
 from tlexport.serving.datatypes import ProtocolError
-from tlexport.serving.routes import Answer, Exchange, Head, Refused, opened
+from tlexport.serving.routes import Answer, Exchange, Head, Inference, Refused, opened, refusal
 from tlexport.serving.service import Service
 
 LARGEST_HEAD = 32 << 10  # bytes of target and headers
 MOST_HEADERS = 100
 MOST_PIPELINED = 8  # requests of one connection that wait for the answers before theirs
-_STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_STATUS_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
 # Seconds that the other side may take: for a head, a body, its next request, to read an answer, to close after an error.
 PATIENCE = {"head": 10.0, "body": 60.0, "idle": 75.0, "writing": 30.0, "closing": 2.0}
 
@@ -32,7 +33,6 @@ class Connection(asyncio.Protocol):
         self._service = service
         self._all = connections
         self._most = most
-        self._time: Callable[[], float] = asyncio.get_running_loop().time
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._url = b""
@@ -45,10 +45,11 @@ class Connection(asyncio.Protocol):
         self._answering: Exchange | None = None
         self._advancing = False
         self._keep_alive = True
+        self._whole = b""  # what was read last, if a request begins with it
         self._paused = False  # reading is
         self._deaf = False  # what still comes is read over
         self._state = "idle"  # a key of PATIENCE, or answering
-        self._since = self._time()
+        self._since = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
@@ -60,7 +61,12 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         if self._state == "idle":
+            if self._service.full and self._shed(data):
+                return
             self._turn("head")
+            self._whole = data
+        else:
+            self._whole = b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -131,7 +137,10 @@ class Connection(asyncio.Protocol):
         if self._exchange is None:
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._ready.append((self._exchange, body, self._parser.should_keep_alive()))
+        stay = self._parser.should_keep_alive()
+        if stay and isinstance(self._exchange, Inference):
+            self._service.heads.remember(self._whole, len(body))
+        self._ready.append((self._exchange, body, stay))
         self._exchange, self._body = None, []
         self._regulate()
         self._advance()
@@ -165,19 +174,24 @@ class Connection(asyncio.Protocol):
     def _reply(self, answer: Answer) -> None:
         """Write the answer to the request whose turn it is."""
         stay = self._keep_alive and not self._service.draining
-        head = (
-            f"{_STATUS_LINES[answer.status]}Content-Type: {answer.content_type}\r\n"
-            f"Content-Length: {len(answer.body)}\r\n"
-            f"{''.join(f'{name}: {value}' + chr(13) + chr(10) for name, value in answer.headers)}"
-            f"{'' if stay else 'Connection: close' + chr(13) + chr(10)}\r\n"
-        )
         self._answering = None
-        self._transport.write(head.encode("latin-1") + answer.body)
+        self._transport.write(written(answer, stay=stay))
         if not stay:
             self._close_gently()
         elif self._state != "writing":
             self._turn("idle")
         self._advance()
+
+    def _shed(self, data: bytes) -> bool:
+        """Refuse a request for overload without parsing it, if it is whole and its like was let in before.
+
+        A full server spends its time on this: parsing would take as long as a small model's answer.
+        """
+        if not self._service.heads.is_like(data):
+            return False
+        self._service.shed()
+        self._transport.write(SHED)
+        return True
 
     def _fail(self, error: ProtocolError) -> None:
         """What follows cannot be read: say why after the answers that are due, and close."""
@@ -222,4 +236,20 @@ class Connection(asyncio.Protocol):
 
     def _turn(self, state: str) -> None:
         self._state = state
-        self._since = self._time()
+        self._since = time.monotonic()
+
+
+def written(answer: Answer, *, stay: bool) -> bytes:
+    """An answer as bytes; `stay`: the connection does."""
+    lines = [
+        _STATUS_LINES[answer.status],
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(answer.body)}",
+        *[f"{name}: {value}" for name, value in answer.headers],
+    ]
+    if not stay:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
+
+
+SHED = written(refusal(overloaded()), stay=True)

@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 
 from tlexport.serving import datatypes
 from tlexport.serving.datatypes import ProtocolError, listed, quoted
-from tlexport.serving.protocol import (
-    LONGEST_ID,
-    Interface,
-    Request,
-    Response,
-    Tensors,
-    check_tensor,
-    checked_timeout,
-)
+from tlexport.serving.frames import LONGEST_ID, check_tensor, checked_timeout
+from tlexport.serving.protocol import Interface, Request, Response, Tensors
 
 SERVICE = "inference.GRPCInferenceService"
 METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")

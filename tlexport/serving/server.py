@@ -8,6 +8,7 @@ import gc
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -131,10 +132,9 @@ class _Server:
         return made, int(number)
 
     async def _tidy(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)
-            now = loop.time()
+            now = time.monotonic()
             for connection in list(self.connections):
                 connection.expire(now)
 
@@ -193,7 +193,7 @@ class _Server:
         while self.connections and loop.time() < deadline:
             await asyncio.sleep(0.01)
             for connection in list(self.connections):
-                connection.expire(loop.time())
+                connection.expire(time.monotonic())
         left = service.in_flight
         for connection in list(self.connections):
             connection.close(idle_only=False)

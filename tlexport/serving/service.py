@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ from tlexport.serving.metrics import Metrics
 from tlexport.serving.protocol import EXTENSIONS, Request, Tensors
 from tlexport.serving.slot import Served, Slot
 from tlexport.serving.tracing import Tracer
+
+_END = b"\r\n\r\n"
+LONGEST_HEAD_KEPT, MOST_HEADS_KEPT = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Service:
         self.log = log
         self.metrics = Metrics(log, self._now)
         self.slot = Slot(self.metrics)
+        self.heads = Heads()
         self.draining = False
         self.in_flight = 0
         self.tracer = Tracer()
-        self.time: Callable[[], float] = asyncio.get_running_loop().time
 
     def _now(self) -> dict[str, float]:
         served = self.slot.current
@@ -66,6 +69,18 @@ class Service:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token):
             raise ProtocolError(401, "this server wants its token: Authorization: Bearer TOKEN")
 
+    @property
+    def full(self) -> bool:
+        """Whether an inference would be refused for overload."""
+        served = self.slot.current
+        return served is not None and served.batcher.full and not self.draining
+
+    def shed(self) -> None:
+        """Count a request that was refused for overload before it was parsed."""
+        self.metrics.answered("http", 429, 0.0)
+        if self.settings.access_log:
+            self.log.write("request", protocol="http", status=429, samples=0, ms=0.0)
+
     def failed(self, error: BaseException) -> None:
         """Something went wrong here that is nobody's request's fault."""
         where = traceback.extract_tb(error.__traceback__)[-1:]
@@ -80,9 +95,8 @@ class Service:
         """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
         if self.draining:
             raise ProtocolError(503, "the server is shutting down", retry_after=1.0)
-        served = self.slot.current
-        if served is not None and served.batcher.full:
-            raise overloaded(served.batcher.limits.queue)
+        if self.full:
+            raise overloaded()
 
     def admit(self, name: str, version: str) -> Served:
         """The model that a request is for. Raises ProtocolError: 404, 429 or 503."""
@@ -109,6 +123,26 @@ class Service:
         return served.batcher.submit(request, answer, call.arrived, call.arrived + timeout)
 
 
+class Heads:
+    """Heads of inference requests that were let in, with the whole request's length: a client's are alike, request by request."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[bytes, int] = {}
+
+    def remember(self, request: bytes, body: int) -> None:
+        """`request`: what was read at once, if it is one whole request with a body of `body` bytes; else nothing is kept."""
+        end = request.find(_END) + len(_END)
+        if end + body != len(request) or end > LONGEST_HEAD_KEPT:
+            return
+        if len(self._lengths) >= MOST_HEADS_KEPT:
+            self._lengths.clear()
+        self._lengths[request[:end]] = len(request)
+
+    def is_like(self, request: bytes) -> bool:
+        """Whether this is one whole request with a head that was let in before, the token in it included."""
+        return self._lengths.get(request[: request.find(_END) + len(_END)]) == len(request)
+
+
 class Call:
     """One inference request from its head to its answer; `end` counts it once."""
 
@@ -120,7 +154,7 @@ class Call:
         refuse: Callable[[ProtocolError], None],
         seconds_left: float | None = None,
     ) -> None:
-        self.arrived = service.time()
+        self.arrived = time.monotonic()
         self.refuse = refuse
         self.seconds_left = seconds_left
         self._service = service
@@ -136,7 +170,7 @@ class Call:
         self._ended = True
         service = self._service
         service.in_flight -= 1
-        seconds = service.time() - self.arrived
+        seconds = time.monotonic() - self.arrived
         service.metrics.answered(self._protocol, status, seconds)
         self._end_span(status)
         if service.settings.access_log:
