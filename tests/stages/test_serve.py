@@ -146,7 +146,7 @@ def test_golden_samples_that_come_out_otherwise_are_refused(bundle_copy: Path) -
     outputs = np.load(bundle_copy / "golden/outputs.npy")
     np.save(bundle_copy / "golden/outputs.npy", outputs + 5)  # beyond three times any error of a probability
     rewritten(bundle_copy)
-    with pytest.raises(GateError, match="golden samples differ by"):
+    with pytest.raises(GateError, match="golden samples differs by"):
         serve.Bundle(bundle_copy, serve.Serving()).load()
 
 
