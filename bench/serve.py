@@ -2,8 +2,9 @@
 
 A tabular network and ResNet-18, in ONNX Runtime, the same threads everywhere; the same client (tlexport load, on this machine,
 so that it shares the cores), in turns, round by round:
-  low       10 s a round at 50 requests a second over one connection, beside the bare session asked at the same moments: p50, p99,
-            and the p50 above the session's
+  low       10 s a round over one connection at a twentieth of the capacity, 5 to 200 requests a second, and before that the bare
+            session asked at such moments: p50, p99, and the p50 above the session's (of the tabular network it is held against a
+            limit; ResNet-18's own p50 moves by more from round to round)
   capacity  16 connections that never wait: requests answered a second; here and below of 32 samples for the tabular network, as
             single ones cost this client more than the server
   load      80% of that capacity over 64 connections: p99 over p50
@@ -12,6 +13,7 @@ so that it shares the cores), in turns, round by round:
   memory    proportional set size of all its processes, after all that
 KServe and MLServer need environments of their own: --kserve-python, --mlserver-python; a server that is not there is left out, and
 that is said. Only tlexport batches here: KServe, MLServer and this Ray application answer each request by itself, as they come.
+The whole takes about 25 minutes with --seconds 4 (60 with the default).
 Result: `cases` {network: {server: ...}}, `left_out`.
 """
 
@@ -36,7 +38,7 @@ from tlexport.evidence.latency.quantiles import bounds_of
 from tlexport.evidence.latency.recorder import Call
 
 SERVERS = ("tlexport", "kserve", "mlserver", "ray")
-LOW, CONNECTIONS = 50.0, 16
+LOW, LEAST, MOST, CONNECTIONS = 0.05, 5.0, 200.0, 16
 # Samples a request under load: a single row costs the client, which is Python and shares the cores, more than the server, so
 # that nothing beyond the server's capacity could be offered.
 SAMPLES = {"tabular": 32, "resnet18": 1}
@@ -107,7 +109,7 @@ def measured(
 
 
 KEYS = (
-    "p50_ms", "p99_ms", "session_p50_ms", "overhead_us", "capacity_per_s", "load_p50_ms", "load_p99_ms", "tail",
+    "low_per_s", "p50_ms", "p99_ms", "session_p50_ms", "overhead_us", "capacity_per_s", "load_p50_ms", "load_p99_ms", "tail",
     "goodput", "shed", "not_answered", "waited", "memory_mib",
 )  # fmt: skip
 
@@ -116,16 +118,18 @@ def once(
     up: Live, held: Path, call: Call, seconds: float, seed: int, samples: int
 ) -> dict[str, float | None]:
     """One round of one server."""
-    at = open_loop.schedule(LOW, seconds, "fixed", seed)
-    session = open_loop.run([call], at).latency
-    low = asked(up.url, held, LOW, seconds, 1, seed, arrivals="fixed")
     peak = saturated(up.url, held, seconds, samples)
+    rate = min(max(LOW * peak, LEAST), MOST)
+    at = open_loop.schedule(rate, seconds, "fixed", seed)
+    session = open_loop.run([call], at).latency
+    low = asked(up.url, held, rate, seconds, 1, seed, arrivals="fixed")
     loaded = asked(up.url, held, 0.8 * peak, seconds, 64, seed, batch=samples)
     flooded = asked(up.url, held, 2 * peak, seconds, 256, seed, batch=samples, timeout_ms=1000.0)
     p50, p99 = quantiles(low)
     load_p50, load_p99 = quantiles(loaded)
     session_p50 = 1e3 * float(np.median(session))
     return {
+        "low_per_s": rate,
         "p50_ms": p50,
         "p99_ms": p99,
         "session_p50_ms": session_p50,
@@ -229,8 +233,9 @@ def goals(document: dict[str, Any]) -> list[dict[str, Any]]:
         if (ours := servers.get("tlexport")) is None:
             continue
         of = f"tlexport serve, {name}"
+        above = (f"{of}: p50 above the bare session, µs", "overhead_us", OVERHEAD_US, False)
         limits = (
-            (f"{of}: p50 above the bare session, µs", "overhead_us", OVERHEAD_US, False),
+            *((above,) if name == "tabular" else ()),
             (f"{of}: p99 over p50 at 80% of capacity", "tail", TAIL, False),
             (f"{of}: goodput at twice the capacity, over the capacity", "goodput", KEEPS, True),
         )

@@ -15,8 +15,8 @@ import httptools
 
 from tlexport.serving.batcher import overloaded
 from tlexport.serving.datatypes import ProtocolError
-from tlexport.serving.routes import Answer, Exchange, Head, Inference, Refused, opened, refusal
-from tlexport.serving.service import Service
+from tlexport.serving.routes import Answer, Exchange, Inference, Refused, opened, refusal
+from tlexport.serving.service import Head, Service
 
 LARGEST_HEAD = 32 << 10  # bytes of target and headers
 MOST_HEADERS = 100
@@ -38,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._head_size = 0
+        self._head: Head
         self._exchange: Exchange | None = None  # the request that is being read
         self._body: list[bytes] = []
         self._body_size = 0
@@ -61,7 +62,8 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         if self._state == "idle":
-            if self._service.full and self._shed(data):
+            if (known := self._service.heads.find(data)) is not None:
+                self._again(data, *known)
                 return
             self._turn("head")
             self._whole = data
@@ -117,11 +119,8 @@ class Connection(asyncio.Protocol):
         if self._state == "head":
             self._turn("body")
         method = self._parser.get_method().decode("latin-1")
-        head = Head(method, self._url.split(b"?", 1)[0].decode("latin-1"), self._headers)
-        try:
-            self._exchange = opened(self._service, head, self._reply)
-        except ProtocolError as error:
-            self._exchange = Refused(error, self._reply)
+        self._head = Head(method, self._url.split(b"?", 1)[0].decode("latin-1"), self._headers)
+        self._exchange = self._opened(self._head)
         length = self._headers.get("content-length", "0")
         self._bound_body(int(length) if length.isdigit() else 0)
         if self._headers.get("expect", "").lower() == "100-continue" and self._answering is None:
@@ -139,7 +138,7 @@ class Connection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         stay = self._parser.should_keep_alive()
         if stay and isinstance(self._exchange, Inference):
-            self._service.heads.remember(self._whole, len(body))
+            self._service.heads.remember(self._whole, len(body), self._head)
         self._ready.append((self._exchange, body, stay))
         self._exchange, self._body = None, []
         self._regulate()
@@ -182,16 +181,20 @@ class Connection(asyncio.Protocol):
             self._turn("idle")
         self._advance()
 
-    def _shed(self, data: bytes) -> bool:
-        """Refuse a request for overload without parsing it, if it is whole and its like was let in before.
+    def _again(self, data: bytes, head: Head, body: int) -> None:
+        """A whole request whose like was let in before: it is not parsed. A full server spends its time on refusing these."""
+        if self._service.full:
+            self._service.shed()
+            self._transport.write(SHED)
+            return
+        self._ready.append((self._opened(head), data[body:], True))
+        self._advance()
 
-        A full server spends its time on this: parsing would take as long as a small model's answer.
-        """
-        if not self._service.heads.is_like(data):
-            return False
-        self._service.shed()
-        self._transport.write(SHED)
-        return True
+    def _opened(self, head: Head) -> Exchange:
+        try:
+            return opened(self._service, head, self._reply)
+        except ProtocolError as error:
+            return Refused(error, self._reply)
 
     def _fail(self, error: ProtocolError) -> None:
         """What follows cannot be read: say why after the answers that are due, and close."""

@@ -68,6 +68,46 @@ def read(header: bytes, interface: Interface) -> Frame:
     )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """All that the JSON part of an answer says."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parts: tuple[Part, ...]
+    parameters: Mapping[str, Any]
+
+
+def answer(header: bytes) -> Answered:
+    """Raises ProtocolError (502)."""
+    document = _filled_in(document_of(header, 502))
+    tensors = document.get("outputs")
+    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
+        raise ProtocolError(502, "the answer has no array `outputs`")
+    parts: dict[str, Part] = {}
+    for tensor in map(_filled_in, tensors):
+        name, what = tensor.get("name"), f"output {quoted(tensor.get('name'))}"
+        if not isinstance(name, str) or name in parts:
+            raise ProtocolError(502, f"the answer has an output without a name of its own: {quoted(name)}")
+        if tensor.get("datatype") not in datatypes.NUMPY:
+            raise ProtocolError(502, f"{what} has datatype {quoted(tensor.get('datatype'))}")
+        dtype = datatypes.NUMPY[tensor["datatype"]]
+        try:
+            shape, size = shape_of(tensor.get("shape"), what), binary_size(tensor, what)
+        except ProtocolError as error:
+            raise ProtocolError(502, f"the answer is not as announced: {error}") from error
+        parts[name] = Part(name, dtype, shape, size, tensor.get("data"), what)
+    parameters = document.get("parameters")
+    return Answered(
+        model_name=text_of(document, "model_name", 502),
+        model_version=text_of(document, "model_version", 502),
+        id=text_of(document, "id", 502),
+        parts=tuple(parts.values()),
+        parameters=parameters if isinstance(parameters, dict) else {},
+    )
+
+
 def check_tensor(spec: TensorSpec, datatype: object, shape: Sequence[int], samples: int, largest: int) -> int:
     """The number of samples in a tensor that fits `spec`; `samples`, if not 0, is what the tensors before it had.
 
@@ -183,3 +223,8 @@ def text_of(document: Mapping[str, Any], name: str, status: int) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_ID:
         raise ProtocolError(status, f"`{name}` must be a string of at most {LONGEST_ID} characters")
     return value
+
+
+def _filled_in(holder: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is written as null: KServe does that with every field that it has no value for."""
+    return {name: value for name, value in holder.items() if value is not None}

@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tlexport.serving import datatypes, frames
-from tlexport.serving.datatypes import ProtocolError, quoted
+from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.frames import Frame
 from tlexport.tensors import TensorSpec
 
@@ -160,40 +160,30 @@ def encode_response(
 def decode_response(body: bytes, header_length: int | None) -> Response:
     """Raises ProtocolError (502) if the body is no answer of the protocol."""
     header, binary = _parts(body, header_length, 502)
-    document = _filled_in(frames.document_of(header, 502))
-    tensors = document.get("outputs")
-    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
-        raise ProtocolError(502, "the answer has no array `outputs`")
+    said = (frames.answer if len(header) > LONGEST_KEPT else _kept_answer)(header)
     outputs: dict[str, NDArray[Any]] = {}
     offset = 0
-    for tensor in map(_filled_in, tensors):
-        name, what = tensor.get("name"), f"output {quoted(tensor.get('name'))}"
-        if not isinstance(name, str) or name in outputs:
-            raise ProtocolError(502, f"the answer has an output without a name of its own: {quoted(name)}")
-        if tensor.get("datatype") not in datatypes.NUMPY:
-            raise ProtocolError(502, f"{what} has datatype {quoted(tensor.get('datatype'))}")
-        dtype = datatypes.NUMPY[tensor["datatype"]]
-        try:
-            shape, size = frames.shape_of(tensor.get("shape"), what), frames.binary_size(tensor, what)
-            if size is None:
-                outputs[name] = datatypes.from_numbers(tensor.get("data"), dtype, shape, what)
-            elif size > len(binary) - offset:
-                raise ProtocolError(502, f"{what} has {size} bytes, but {len(binary) - offset} are left")
-            else:
-                outputs[name] = datatypes.from_bytes(binary, offset, size, dtype, shape, what)
-                offset += size
-        except ProtocolError as error:
-            raise ProtocolError(502, f"the answer is not as announced: {error}") from error
+    try:
+        for part in said.parts:
+            if part.size is None:
+                outputs[part.name] = datatypes.from_numbers(part.data, part.dtype, part.shape, part.what)
+                continue
+            if part.size > len(binary) - offset:
+                raise ProtocolError(
+                    502, f"{part.what} has {part.size} bytes, but {len(binary) - offset} are left"
+                )
+            outputs[part.name] = datatypes.from_bytes(
+                binary, offset, part.size, part.dtype, part.shape, part.what
+            )
+            offset += part.size
+    except ProtocolError as error:
+        raise ProtocolError(502, f"the answer is not as announced: {error}") from error
     if offset != len(binary):
         raise ProtocolError(502, f"{len(binary) - offset} bytes of the answer belong to no output")
-    parameters = document.get("parameters")
-    return Response(
-        model_name=frames.text_of(document, "model_name", 502),
-        model_version=frames.text_of(document, "model_version", 502),
-        id=frames.text_of(document, "id", 502),
-        outputs=outputs,
-        parameters=parameters if isinstance(parameters, dict) else {},
-    )
+    return Response(said.model_name, said.model_version, said.id, outputs, said.parameters)
+
+
+_kept_answer = functools.lru_cache(MOST_KEPT)(frames.answer)  # answers to one client's requests are alike
 
 
 def error_body(reason: str) -> bytes:
@@ -217,11 +207,6 @@ def _parts(body: bytes, header_length: int | None, status: int) -> tuple[bytes, 
     if not 0 <= size <= len(body):
         raise ProtocolError(status, f"{HEADER_LENGTH} is {size}, the body has {len(body)} bytes")
     return body[:size], memoryview(body)[size:]
-
-
-def _filled_in(holder: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is written as null: KServe does that with every field that it has no value for."""
-    return {name: value for name, value in holder.items() if value is not None}
 
 
 def _tensors(arrays: Tensors, binary: Mapping[str, bool]) -> tuple[str, list[bytes]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -11,22 +12,14 @@ from tlexport.serving import metrics, protocol
 from tlexport.serving.batcher import Waiting
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.protocol import Tensors
-from tlexport.serving.service import Call, Service
+from tlexport.serving.service import Call, Head, Service
 from tlexport.serving.slot import Served
 
+MOST_PATHS_KEPT = 64
 JSON, BINARY = "application/json", "application/octet-stream"
 _PATHS = (
     "/v2, /v2/health/live, /v2/health/ready, /v2/models/NAME[/versions/VERSION][/ready or /infer], /metrics"
 )
-
-
-@dataclass(frozen=True)
-class Head:
-    """A request without its body; header names in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -176,6 +169,7 @@ def _health(service: Service, which: str) -> Answer:
     return _json({"live": True, "ready": service.ready}, 200 if service.ready else 503)
 
 
+@functools.lru_cache(MOST_PATHS_KEPT)
 def _model(path: str) -> tuple[str, str, str]:
     """Name, version (may be empty) and action (may be empty) of /v2/models/... Raises ProtocolError (404)."""
     rest, _, action = path.rpartition("/")

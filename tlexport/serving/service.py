@@ -123,24 +123,36 @@ class Service:
         return served.batcher.submit(request, answer, call.arrived, call.arrived + timeout)
 
 
+@dataclass(frozen=True)
+class Head:
+    """A request without its body; header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
 class Heads:
-    """Heads of inference requests that were let in, with the whole request's length: a client's are alike, request by request."""
+    """Heads of inference requests that were let in, with the whole request's length: a client's are alike, request by request,
+    and parsing one takes as long as a small model's answer."""
 
     def __init__(self) -> None:
-        self._lengths: dict[bytes, int] = {}
+        self._kept: dict[bytes, tuple[int, Head]] = {}
 
-    def remember(self, request: bytes, body: int) -> None:
+    def remember(self, request: bytes, body: int, head: Head) -> None:
         """`request`: what was read at once, if it is one whole request with a body of `body` bytes; else nothing is kept."""
         end = request.find(_END) + len(_END)
         if end + body != len(request) or end > LONGEST_HEAD_KEPT:
             return
-        if len(self._lengths) >= MOST_HEADS_KEPT:
-            self._lengths.clear()
-        self._lengths[request[:end]] = len(request)
+        if len(self._kept) >= MOST_HEADS_KEPT:
+            self._kept.clear()
+        self._kept[request[:end]] = len(request), head
 
-    def is_like(self, request: bytes) -> bool:
-        """Whether this is one whole request with a head that was let in before, the token in it included."""
-        return self._lengths.get(request[: request.find(_END) + len(_END)]) == len(request)
+    def find(self, request: bytes) -> tuple[Head, int] | None:
+        """The head and where the body begins, if this is one whole request whose head, the token in it included, was let in before."""
+        end = request.find(_END) + len(_END)
+        length, head = self._kept.get(request[:end], (0, None))
+        return (head, end) if head is not None and length == len(request) else None
 
 
 class Call:
