@@ -37,6 +37,7 @@ from tlexport.serving import client as clients
 from tlexport.serving.asking import Asking
 from tlexport.serving.client import Access
 from tlexport.serving.datatypes import ProtocolError
+from tlexport.serving.protocol import Response
 from tlexport.timings import LargestRate, Watch
 
 WARM = 20  # requests one after the other, before anything is timed
@@ -156,7 +157,8 @@ def _golden(
 
 
 class _Worker:
-    """One connection. A call sends the next request and returns what became of it (traffic's kinds)."""
+    """One connection. A call sends the next request and returns what became of it (traffic's kinds), or what will look at the
+    answer and say so: that is this side's work, and no part of the server's time."""
 
     def __init__(self, golden: _Golden, client: clients.Client) -> None:
         self.golden, self.client = golden, client
@@ -164,16 +166,22 @@ class _Worker:
         self.said: dict[str, str] = {}
         self.error = 0.0
 
-    def __call__(self) -> str:
+    def __call__(self) -> str | Callable[[], str]:
         index = next(self.next)
         try:
             response = self.client.send(self.golden.requests[index])
-            expected = self.golden.expected[index]
-            answers = self.golden.asking.answers(response, len(expected))
         except ProtocolError as error:
-            return self._kind(traffic.KINDS.get(error.status, f"error {error.status}"), str(error))
+            return self._refused(error)
         except ServerError as error:
             return self._kind(traffic.TIMEOUT if error.timed_out else traffic.BROKEN, str(error))
+        return partial(self._judged, index, response)
+
+    def _judged(self, index: int, response: Response) -> str:
+        expected = self.golden.expected[index]
+        try:
+            answers = self.golden.asking.answers(response, len(expected))
+        except ProtocolError as error:
+            return self._refused(error)
         wrong, by = traffic.wrong(answers, expected, self.golden.limit)
         self.error = max(self.error, by)
         if wrong:
@@ -182,6 +190,9 @@ class _Worker:
                 f"sample {index} is answered {by:.3g} off, and {self.golden.limit:.3g} is allowed",
             )
         return traffic.OK
+
+    def _refused(self, error: ProtocolError) -> str:
+        return self._kind(traffic.KINDS.get(error.status, f"error {error.status}"), str(error))
 
     def _kind(self, kind: str, said: str) -> str:
         self.said.setdefault(kind, said)

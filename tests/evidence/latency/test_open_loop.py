@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tlexport.evidence.latency import open_loop, recorder
-from tlexport.evidence.latency.open_loop import Served, overload, run, schedule, summary
+from tlexport.evidence.latency.open_loop import Served, late, overload, run, schedule, summary
 
 
 class Simulated:
@@ -179,3 +179,24 @@ def test_a_stall_shows_on_the_machines_clock() -> None:
     found = run([lambda: time.sleep(0.2 if next(calls) == 100 else 0)], schedule(200, 1, "fixed", 0))
     assert np.sum(found.latency > 0.05) >= 25, "of the 40 that were due in it"
     assert np.sum(found.service > 0.19) >= 1
+
+
+def test_what_an_answer_is_held_against_is_no_part_of_its_time() -> None:
+    clock = Simulated()
+    judged: list[float] = []
+
+    def judge() -> str:
+        clock.time += 5.0
+        judged.append(clock.now())
+        return "ok"
+
+    def call() -> object:
+        clock.time += 1.0
+        return judge
+
+    served = run([call], np.array([0.0, 10.0, 12.0]), clock=clock)
+    assert served.returned == ("ok", "ok", "ok") and len(judged) == 3
+    np.testing.assert_allclose(served.service, 1.0)
+    # The third was due while the second was being looked at: it waits, and that is told as the generator's lateness.
+    np.testing.assert_allclose(served.latency, [1.0, 1.0, 5.0])
+    assert "generator itself was late" in late(served)

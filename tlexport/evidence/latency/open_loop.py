@@ -72,7 +72,7 @@ class Served:
     waiting: Floats  # [u] scheduled starts of those that no worker had taken up when the time was up
     ended: float  # when the last worker stopped
     workers: int
-    returned: tuple[object, ...] = ()  # what the call of each returned
+    returned: tuple[object, ...] = ()  # what the call of each returned, or what that returned
 
     @property
     def latency(self) -> Floats:
@@ -108,9 +108,10 @@ def schedule(rate_per_s: float, seconds: float, arrivals: Arrivals, seed: int) -
 def run(calls: Sequence[Call], at: Floats, *, clock: Clock | None = None, grace_s: float = GRACE_S) -> Served:
     """Ask at the moments `at` [n >= 1] in seconds, with one worker for each of `calls`; a call must return when it is answered.
 
-    One worker runs in this thread, several in threads of their own; each call is only ever made by one of them. Requests not
-    started `grace_s` after the last moment are left unserved: a rate beyond the capacity ends too. A simulated
-    clock can have one worker only. What a call raises ends the run and is raised here.
+    What a call returns is kept. If that can be called, it is, once the time of the answer is taken: looking at the answer is no
+    part of it, and the worker is free only afterwards. One worker runs in this thread, several in threads of their own; each call
+    is only ever made by one of them. Requests not started `grace_s` after the last moment are left unserved: a rate beyond the
+    capacity ends too. A simulated clock can have one worker only. What a call raises ends the run and is raised here.
     """
     if not calls or not len(at):
         raise ValueError("an open loop needs a call and a moment")
@@ -175,8 +176,13 @@ def _work(call: Call, queue: deque[tuple[int, float]], clock: Clock, began: floa
             return rows
         returned = call()
         done = now()
-        rows.append((request, free, started, done, returned))
-        free = done
+        if callable(returned):
+            returned = returned()
+            rows.append((request, free, started, done, returned))
+            free = now()
+        else:
+            rows.append((request, free, started, done, returned))
+            free = done
 
 
 def summary(served: Served, arrivals: Arrivals, rate_per_s: float) -> OpenLoop:
