@@ -83,6 +83,29 @@ def test_every_reason_is_told_at_once(bundle_copy: Path) -> None:
     assert kinds(bundle_copy, target="sm75")[-1] == "target"  # trust goes before this machine
 
 
+@pytest.mark.parametrize("name", manifest.ALWAYS)
+def test_what_every_bundle_holds_must_be_listed(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).unlink()
+    edited(bundle_copy, lambda document: document["files"].pop(name))
+    assert kinds(bundle_copy) == ["unlisted"]
+
+
+def test_what_is_no_bundle_is_told_by_what_it_is(built: Built, bundle_copy: Path, tmp_path: Path) -> None:
+    edited(bundle_copy, lambda document: document.update(targets={}))
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / manifest.NAME).write_text("[]")
+    for path, says in {
+        built.run: "is a run, not a bundle",
+        built.bundle / manifest.NAME: "it is a file",
+        tmp_path / "gone": "it is not there",
+        tmp_path / "list": "no JSON object",
+        bundle_copy: "targets",
+    }.items():
+        with pytest.raises(PreflightError, match=says) as refused:
+            preflight.check(path)
+        assert [refusal.kind for refusal in refused.value.refusals] == ["manifest"]
+
+
 def test_a_later_version_is_refused_as_one(bundle_copy: Path) -> None:
     edited(bundle_copy, lambda d: d.update(bundle_version=3, new_field=1))
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from changed_bundles import another, for_onnxruntime, rewritten
 from pipeline import Built, Ended
 
-from tlexport.bundle import manifest
+from tlexport import recipe
+from tlexport.bundle import manifest, preflight
 from tlexport.bundle.layouts import triton
 from tlexport.errors import BundleError, PreflightError, RecipeError, RunError, StorageError
 from tlexport.progress import Silent
@@ -190,14 +192,86 @@ def test_a_tampered_store_yields_no_bundle(bundle_copy: Path, tmp_path: Path, tl
     assert not out.exists()
 
 
-@pytest.mark.parametrize("to", ["nowhere:x", "oci://", "oci://registry/Upper:1", "triton:", "ftp:x"])
+@pytest.mark.parametrize(
+    "to", ["nowhere:x", "oci://", "oci://registry/Upper:1", "triton:", "ftp:x", "", "s3://", "bundle:s3:///"]
+)
 def test_a_place_that_is_none(built: Built, tlx: Tlx, to: str) -> None:
     ended = tlx("deploy", built.bundle, "--to", to)
     assert ended.code == RecipeError.exit_code and ended.out == ""
 
 
-@pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "", "ü"])
+@pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "", "ü", "-x", "a" * 201])
 def test_a_name_stays_inside(bundle_copy: Path, tmp_path: Path, name: str) -> None:
     rewritten(bundle_copy, name=name)
     with pytest.raises(RecipeError, match="no name"):
         deploy.run(for_onnxruntime(bundle_copy), str(tmp_path / "models"), Silent())
+
+
+def test_an_empty_name_is_not_taken_for_none(bundle_copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no name"):
+        deploy.run(bundle_copy, str(tmp_path / "models"), Silent(), options=deploy.Options(name=""))
+
+
+def test_what_a_place_cannot_take_is_refused_and_not_dropped(built: Built, tmp_path: Path, tlx: Tlx) -> None:
+    of_a_server = {
+        "--target": "cpu", "--name": "x", "--flavour": "python", "--storage-uri": "s3://x", "--measured": "x.json",
+        "--instances": 2,
+    }  # fmt: skip
+    for flag, given in of_a_server.items():
+        ended = tlx("deploy", built.bundle, "--to", tmp_path / "digits.tar", flag, given)
+        assert ended.code == RecipeError.exit_code and flag in ended.err
+    ended = tlx("deploy", built.bundle, "--to", tmp_path / "models", "--storage-uri", "s3://x")
+    assert ended.code == RecipeError.exit_code and "--storage-uri" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_directory_is_found_wherever_a_place_is_named(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for place in ("~/digits.tar", "bundle:~/store"):
+        deploy.run(bundle_copy, place, Silent())
+        out = tmp_path / f"pulled-{len(place)}"
+        deploy.pull(place, out, Silent())
+        assert digest(out) == digest(bundle_copy)
+    assert (tmp_path / "digits.tar").is_file() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "stop", "says"),
+    [
+        ("gone.tar", BundleError, "not there"),
+        ("gone", BundleError, "not a bundle"),
+        ("triton:models", RecipeError, "pull from"),
+        ("triton-python:models", RecipeError, "pull from"),
+    ],
+)
+def test_what_holds_no_bundle_is_told_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, stop: type[Exception], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(stop, match=says):
+        deploy.pull(source, tmp_path / "out", Silent())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layouts_folder_may_end_like_an_archive(bundle_copy: Path, tmp_path: Path) -> None:
+    deploy.run(for_onnxruntime(bundle_copy), f"ort:{tmp_path / 'models.tar'}", Silent())
+    assert (tmp_path / "models.tar").is_dir()
+
+
+@pytest.mark.parametrize("place", ["triton", "triton-python", "ort", "ray", "ovms"])
+def test_what_a_server_cannot_run_names_an_override_that_exists(
+    bundle_copy: Path, tmp_path: Path, place: str
+) -> None:
+    targets = json.loads((bundle_copy / manifest.NAME).read_text())["targets"]
+    targets["cpu"]["variant"]["backend"] = "inductor"
+    rewritten(bundle_copy, targets=targets)
+    with pytest.raises(RecipeError) as stop:
+        deploy.run(
+            bundle_copy, f"{place}:{tmp_path / 'models'}", Silent(), trust=preflight.Trust(unsigned=True)
+        )
+    advised = re.search(r"compile\.backends=\[\w+\]", str(stop.value))
+    assert advised
+    assert recipe.load("digits-quickstart", [advised[0]]).compile.backends == ("onnxruntime",)

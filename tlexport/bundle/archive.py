@@ -52,6 +52,9 @@ def unpack(archive: Path, out: Path, *, trust: Trust = NOBODY) -> Manifest:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not manifest.stands_in(out):
         raise BundleError(f"{out} is not empty and is not a bundle; choose another place")
+    if not archive.is_file():
+        why = "it is a folder" if archive.exists() else "it is not there"
+        raise BundleError(f"{archive} is no archive of a bundle ({why})")
     with storage_errors(archive), archive.open("rb") as content, replacing(out) as partial:
         partial.mkdir()
         written: list[str] = []

@@ -24,6 +24,8 @@ SIGNATURE = "model.sig"  # not in the manifest: it signs that too
 VERSION: Literal[2] = 2
 SCHEMA_ID = "urn:tlexport:schema:bundle:2"
 LARGEST_MANIFEST = 16 << 20
+# In every bundle: what a server answers is held against them.
+ALWAYS = ("graphs/fp32.onnx", "golden/inputs.npy", "golden/outputs.npy")
 
 
 class File(BaseModel):
@@ -85,7 +87,7 @@ class Manifest(BaseModel):
     metric: str
     reference: float | None
     gates: dict[str, Any]
-    targets: dict[str, Entry]
+    targets: dict[str, Entry] = Field(min_length=1)
     platform: Platform | None = None
     provenance: dict[str, Any]
     files: dict[str, File] = Field(default_factory=dict)
@@ -134,7 +136,9 @@ def read(bundle: Path) -> Manifest:
     """The manifest as it stands; whether the bundle is what it says is for `preflight.check`. Raises PreflightError."""
     path = bundle / NAME
     if path.is_symlink() or not path.is_file():
-        raise _refused(bundle, "manifest", f"{bundle} is not a bundle (no {NAME} in it)")
+        there = "it is a file" if bundle.exists() else "it is not there"
+        why = f"no {NAME} in it" if bundle.is_dir() else there
+        raise _refused(bundle, "manifest", f"{bundle} is not a bundle ({why})")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise _refused(
             bundle, "manifest", f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
@@ -144,7 +148,12 @@ def read(bundle: Path) -> Manifest:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(bundle, "manifest", f"{unreadable}: {str(error).splitlines()[0]}") from error
-    version = parsed.get("bundle_version") if isinstance(parsed, dict) else None
+    if not isinstance(parsed, dict):
+        raise _refused(bundle, "manifest", f"{unreadable}: it is no JSON object")
+    if "bundle_version" not in parsed and "stages" in parsed:
+        reason = f"{bundle} is a run, not a bundle; make one of it: tlexport package {bundle} --out BUNDLE"
+        raise _refused(bundle, "manifest", reason)
+    version = parsed.get("bundle_version")
     if isinstance(version, int) and version > VERSION:
         raise _refused(
             bundle,

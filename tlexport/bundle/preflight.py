@@ -198,6 +198,10 @@ def _wrong_names(document: Manifest) -> Iterator[Refusal]:
             yield Refusal(kind="name", file=name, reason=f"{name!r} {why}")
     for name in names.collisions(document.files):
         yield Refusal(kind="name", file=name, reason=f"{name!r} is another name without upper and lower case")
+    for name in sorted({*manifest.ALWAYS} - document.files.keys()):
+        yield Refusal(
+            kind="unlisted", file=name, reason=f"{NAME} has no hash of what every bundle holds: {name}"
+        )
     for target, entry in document.targets.items():
         for name in sorted({entry.file, entry.receipt} - document.files.keys()):
             yield Refusal(

@@ -282,7 +282,10 @@ def rollback(
 )
 def pull(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="oci://..., s3://... or a folder.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="oci://..., s3://..., FILE.tar or a folder.", show_default=False
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="New directory for the bundle.", show_default=False)

@@ -7,6 +7,7 @@ Every byte of the bundle is checked before it is written, and again while it is 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import tempfile
 import time
@@ -46,6 +47,8 @@ from tlexport.run import digest, replacing
 LAYOUTS: dict[str, Layout] = {
     "triton": triton, "kserve": kserve, "ort": ort_server, "ovms": ovms, "ray": ray_serve,
 }  # fmt: skip
+
+LONGEST_NAME = 200  # of the 255 bytes that a file's name may have, with what the layouts add to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,11 @@ def rollback(place: str, name: str | None, *, version: int | None = None) -> Rol
     at, layout = store(where.where), LAYOUTS[where.kind]
     held = versions.names(at)
     if name is None and len(held) != 1:
-        raise RecipeError(f"{at.where} holds {', '.join(held) or 'no deployed model'}: say which one")
+        raise RecipeError(
+            f"{at.where} holds {', '.join(held)}: say which one"
+            if held
+            else f"{at.where} holds no deployed model"
+        )
     chosen = name or held[0]
     now, before, record = versions.restore(at, layout, chosen, version)
     return RollbackResult(
@@ -112,9 +119,7 @@ def pull(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out} exists and is left alone; name another --out")
-    place = address.parse(
-        source if source.startswith("oci://") else f"bundle:{source.removeprefix('bundle:')}"
-    )
+    place = address.of_bundle(source)
     if place.kind == "tar":
         return _pulled(source, out, archive.unpack(Path(place.where), out, trust=trust), None, started)
     found = None
@@ -154,6 +159,8 @@ def _pulled(source: str, out: Path, document: Manifest, found: str | None, start
 def _served(
     bundle: Path, document: Manifest, place: Address, options: Options, trust: Trust, progress: Progress
 ) -> DeployResult:
+    if options.storage is not None and place.kind != "kserve":
+        raise RecipeError(f"--storage-uri is KServe's: {place.where} is read by {place.kind}")
     target = manifest.target(document, options.target)
     entry = document.targets[target]
     _require_trust(bundle, entry.file, entry.variant.backend, trust)
@@ -161,7 +168,7 @@ def _served(
     measured = _measured(options.measured)
     tuned = tuning.tuned(entry.variant, document.batch, measured, options.instances)
     wanted = Wanted(
-        name=_name(options.name or document.name),
+        name=_name(document.name if options.name is None else options.name),
         bundle=bundle,
         document=document,
         target=target,
@@ -269,7 +276,7 @@ def _whole(
         bytes=size,
         dry_run=options.dry_run,
     )
-    if given := [flag for flag, own in (("--raw", options.raw), ("--flavour", options.flavour)) if own]:
+    if given := [flag for flag, own in _of_a_server(options).items() if own]:
         raise RecipeError(f"{', '.join(given)}: a bundle goes to {place.where} as it is")
     if place.kind == "oci":
         oci.Reference(place.where)
@@ -287,6 +294,19 @@ def _whole(
             return result.model_copy(update={"digest": found, "was_there": was_there})
         was_there = bundles.push(bundle, files, store(place.where), advance)
     return result.model_copy(update={"was_there": was_there})
+
+
+def _of_a_server(options: Options) -> dict[str, bool]:
+    """Flag -> whether it was given, of those that say how a model is served."""
+    return {
+        "--target": options.target is not None,
+        "--name": options.name is not None,
+        "--flavour": bool(options.flavour),
+        "--raw": options.raw,
+        "--storage-uri": options.storage is not None,
+        "--measured": options.measured is not None,
+        "--instances": options.instances is not None,
+    }
 
 
 def _archived(bundle: Path, out: Path) -> bool:
@@ -314,13 +334,10 @@ def _require_trust(bundle: Path, file: str, backend: str, trust: Trust) -> None:
 
 def _name(name: str) -> str:
     """Of a model and its directory."""
-    if (
-        not name.isascii()
-        or not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        or name.startswith(".")
-    ):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or len(name) > LONGEST_NAME:
         raise RecipeError(
-            f"{name!r} is no name for a served model (letters, digits, - _ .); give one with --name"
+            f"{name[:LONGEST_NAME]!r} is no name for a served model (at most {LONGEST_NAME} letters, digits, - _ . and "
+            "no - or . first); give one with --name"
         )
     return name
 

@@ -19,7 +19,8 @@ def models(wanted: Wanted) -> tuple[Model, ...]:
     variant = wanted.entry.variant
     if variant.backend != "onnxruntime":
         raise RecipeError(
-            f"onnxruntime-server runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; build it with --backend onnxruntime"
+            f"onnxruntime-server runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; "
+            "build it with compile.backends=[onnxruntime]"
         )
     if wanted.raw or wanted.flavour:
         raise RecipeError("onnxruntime-server takes the graph's own inputs: --raw and --flavour are Triton's")

@@ -19,7 +19,8 @@ def models(wanted: Wanted) -> tuple[Model, ...]:
     variant = wanted.entry.variant
     if variant.backend not in _ONNX or wanted.target != "cpu":
         raise RecipeError(
-            f"OpenVINO Model Server runs ONNX graphs on a CPU, and {wanted.target} has {variant.name}; choose --target cpu"
+            f"OpenVINO Model Server runs ONNX graphs on a CPU, and {wanted.target} has {variant.name}; "
+            "build cpu with compile.backends=[onnxruntime] or [openvino]"
         )
     if wanted.raw or wanted.flavour:
         raise RecipeError(

@@ -23,7 +23,8 @@ def models(wanted: Wanted) -> tuple[Model, ...]:
     variant = wanted.entry.variant
     if variant.backend != "onnxruntime":
         raise RecipeError(
-            f"the Ray application runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; build it with --backend onnxruntime"
+            f"the Ray application runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; "
+            "build it with compile.backends=[onnxruntime]"
         )
     if wanted.raw or wanted.flavour:
         raise RecipeError(

@@ -33,8 +33,8 @@ _BACKENDS = {
     "tensorrt": ("tensorrt", "tensorrt_plan", "model.plan"),
 }
 _NO_BACKEND = {
-    "tensorrt_rtx": "Triton's tensorrt backend reads no TensorRT-RTX engine; build the target with --backend tensorrt or onnxruntime",
-    "inductor": "Triton has no backend for a library compiled by inductor; build the target with --backend onnxruntime",
+    "tensorrt_rtx": "Triton's tensorrt backend reads no TensorRT-RTX engine; build with compile.backends=[tensorrt] or [onnxruntime]",
+    "inductor": "Triton has no backend for a library compiled by inductor; build the target with compile.backends=[onnxruntime]",
 }
 
 
@@ -66,7 +66,7 @@ def refusal(wanted: Wanted) -> str:
     if wanted.flavour == "python" and backend != "onnxruntime":
         return (
             f"the python flavour runs ONNX Runtime's graphs, and {wanted.target} has {wanted.entry.variant.name}; "
-            "build it with --backend onnxruntime"
+            "build it with compile.backends=[onnxruntime]"
         )
     if wanted.flavour not in ("", "python"):
         return f"Triton has no flavour {wanted.flavour!r} here (there is: python)"

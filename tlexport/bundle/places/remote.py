@@ -103,8 +103,7 @@ class Remote:
         except StorageError:
             raise
         except Exception as error:  # fsspec's systems share no narrower base
-            told = " ".join(str(error).split())[:200] or type(error).__name__
-            raise StorageError(f"{self.where} cannot be used: {told}") from error
+            raise _refusal(self.where, error) from error
 
 
 def _opened(url: str, scheme: str) -> tuple[Any, str]:
@@ -121,7 +120,14 @@ def _opened(url: str, scheme: str) -> tuple[Any, str]:
         raise NotInstalledError(f"the library for {scheme}:// ({error})", "deploy") from error
     except ValueError as error:
         raise RecipeError(f"{scheme}:// is no store that fsspec knows ({error})") from error
+    except Exception as error:  # some connect at once, and share no narrower base
+        raise _refusal(url, error) from error
     return system, root.rstrip("/")
+
+
+def _refusal(where: str, error: Exception) -> StorageError:
+    told = " ".join(str(error).split())[:200] or type(error).__name__
+    return StorageError(f"{where} cannot be used: {told}")
 
 
 def _callback(advance: Advance) -> Any:
