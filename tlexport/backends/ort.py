@@ -88,8 +88,11 @@ class _CpuRunner:
     provider: str
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        return dict(zip(self._outputs, self.session.run(self._outputs, dict(inputs)), strict=True))
+
+    @functools.cached_property
+    def _outputs(self) -> list[str]:
+        return [output.name for output in self.session.get_outputs()]
 
     def bind(self, inputs: Tensors) -> Bound:
         """The session reads the inputs and writes the outputs in place (IOBinding)."""

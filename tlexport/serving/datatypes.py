@@ -62,9 +62,16 @@ def dtype(name: str) -> np.dtype[Any]:
 
 def datatype(array: NDArray[Any]) -> str:
     """The protocol's word for an array's dtype. Raises ProtocolError for one that it has no word for."""
-    found = DATATYPE.get(array.dtype.name)
+    return _word(array.dtype)
+
+
+@functools.lru_cache(64)
+def _word(kind: np.dtype[Any]) -> str:
+    found = DATATYPE.get(
+        kind.name
+    )  # numpy makes the name anew each time, which takes as long as all the rest of an answer
     if found is None:
-        raise ProtocolError(500, f"the protocol has no datatype for {array.dtype.name}")
+        raise ProtocolError(500, f"the protocol has no datatype for {kind.name}")
     return found
 
 

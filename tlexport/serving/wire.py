@@ -6,6 +6,7 @@ protocol needs and nothing else.
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from collections.abc import Mapping
@@ -154,7 +155,8 @@ class Connection:
         held += part
 
 
-def _head(text: bytes, where: str) -> tuple[int, dict[str, str]]:
+@functools.lru_cache(64)  # the answers to one client's requests have heads that are alike
+def _head(text: bytes, where: str) -> tuple[int, Mapping[str, str]]:
     first, *lines = text.decode("latin-1").split("\r\n")
     words = first.split(" ", 2)
     if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
