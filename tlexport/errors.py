@@ -20,6 +20,7 @@ TlexportError             1   anything not named below
 │   └── PreflightError    11  the bundle may not be trusted, or cannot run here: every reason with its kind
 ├── TrainingError         12  fine-tuning diverged or cannot be judged
 └── ServerError           15  a server cannot be reached, or does not speak the protocol
+    └── ListenError       15  an address cannot be listened on
 
 Exit code 130 is an interrupt (Ctrl-C), 143 a termination request: the run resumes with the same command.
 Each message says what happened, what was available and what to do next.
@@ -41,6 +42,7 @@ __all__ = [
     "GateError",
     "LatencyGateError",
     "LeakageError",
+    "ListenError",
     "NoCompilerError",
     "NotInstalledError",
     "PreflightError",
@@ -167,3 +169,7 @@ class ServerError(TlexportError):
     def __init__(self, message: str, *, timed_out: bool = False) -> None:
         super().__init__(message)
         self.timed_out = timed_out
+
+
+class ListenError(ServerError):
+    pass

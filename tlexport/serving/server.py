@@ -14,7 +14,7 @@ from typing import TextIO
 
 import uvloop
 
-from tlexport.errors import TlexportError
+from tlexport.errors import ListenError
 from tlexport.run import write_json
 from tlexport.serving import rpc
 from tlexport.serving.connection import Connection
@@ -25,10 +25,6 @@ from tlexport.serving.slot import Model
 
 BACKLOG = 1024
 _TICK = 1.0  # seconds between looks at the connections and at the bundle
-
-
-class ListenError(TlexportError):
-    """An address cannot be listened on."""
 
 
 class Source:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import tensors
 from tlexport.backends import DEFAULTS, Runner, ort, registry, typed
-from tlexport.bundle import manifest, preflight
+from tlexport.bundle import golden, manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import CompileError, GateError, NotInstalledError, RecipeError, UndecidedError
 from tlexport.evidence.accuracy import operating
@@ -180,7 +180,7 @@ def _opened(bundle: Path, wanted: str | None, trust: Trust, stack: ExitStack) ->
     document, refused = preflight.by_target(bundle, trust=trust)
     target = manifest.target(document, wanted)
     entry = document.targets[target]
-    inputs = np.load(bundle / "golden" / "inputs.npy", allow_pickle=False)
+    inputs, expected = golden.load(bundle, document)
     session, own, why_not = None, {}, "; ".join(of.reason for of in refused[target])
     try:
         if not refused[target]:
@@ -194,7 +194,7 @@ def _opened(bundle: Path, wanted: str | None, trust: Trust, stack: ExitStack) ->
     if document.task != "regression":
         decide = partial(operating.decide, task=document.task, decision=document.decision)
     truth = Truth(
-        expected=np.load(bundle / "golden" / "outputs.npy", allow_pickle=False),
+        expected=expected,
         error=entry.variant.max_abs_error,
         own=own,
         why_not=why_not,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tlexport import __version__, tensors
-from tlexport.bundle import archive, fit, manifest, preflight
+from tlexport.bundle import archive, fit, golden, manifest, preflight
 from tlexport.bundle.layouts import (
     Layout,
     Model,
@@ -355,7 +355,8 @@ def _measured(path: Path | None) -> MeasureResult | None:
 
 def _golden(bundle: Path, document: Manifest) -> dict[str, np.ndarray]:
     """One golden sample by input name, without the batch's dimension."""
-    held = tensors.first(bundle / "golden" / "inputs.npy", [spec.name for spec in document.inputs], 1)
+    inputs, _ = golden.load(bundle, document)
+    held = tensors.named(inputs[:1], [spec.name for spec in document.inputs])
     return {name: array[0] for name, array in held.items()}
 
 

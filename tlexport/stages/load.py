@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import tensors
-from tlexport.bundle import manifest, preflight
+from tlexport.bundle import golden, manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import GateError, LatencyGateError, RecipeError, ServerError, UndecidedError
 from tlexport.evidence import machine
@@ -134,8 +134,7 @@ def _golden(
             f"a request of {ask.batch} samples is beyond the largest batch, {document.batch.max}"
         )
     variant = document.targets[manifest.target(document, ask.target)].variant
-    inputs = np.load(bundle / "golden" / "inputs.npy", allow_pickle=False)
-    expected = np.load(bundle / "golden" / "outputs.npy", allow_pickle=False)
+    inputs, expected = golden.load(bundle, document)
     of = Asking(client, model, inputs, document.inputs, document.outputs[0])
     try:
         asking.patiently(lambda: clients.negotiate(client, model, tensors.named(inputs[:1], of.names)))

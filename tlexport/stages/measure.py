@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlexport import cores, tensors
 from tlexport.backends import Bound, Options, Runner, Tensors, registry
-from tlexport.bundle import choice, manifest, preflight
+from tlexport.bundle import choice, golden, manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import BundleError, RecipeError
 from tlexport.evidence import machine
@@ -102,7 +102,7 @@ def _of_bundle(bundle: Path, target: str | None, trust: Trust) -> Subject:
         options=options,
         largest=document.batch.max,
         max_p99_ms=document.gates.get("max_p99_ms"),
-        batch=partial(tensors.first, bundle / "golden" / "inputs.npy", names),
+        batch=partial(tensors.first, bundle / golden.INPUTS, names),
         load=registry.loader(entry.variant.backend, artifact, entry.variant.target, options),
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tlexport.backends import registry
-from tlexport.bundle import manifest, preflight
+from tlexport.bundle import golden, manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import (
     BundleError,
@@ -36,7 +36,7 @@ def run(bundle: Path, progress: Progress, *, trust: Trust = NOBODY) -> ReplayRes
     and code that nobody vouches for `not trusted`.
     """
     document, refused = preflight.by_target(bundle, trust=trust)
-    expected = np.load(bundle / "golden" / "outputs.npy", allow_pickle=False)
+    _, expected = golden.load(bundle, document)
     found: dict[str, Replayed] = {}
     with progress.bar("replaying golden samples") as step:
         for done, target in enumerate(document.targets, start=1):
@@ -119,7 +119,7 @@ def _answers(bundle: Path, document: manifest.Manifest, target: str, device: str
         registry.predict(
             entry.variant.backend,
             bundle / entry.file,
-            bundle / "golden" / "inputs.npy",
+            bundle / golden.INPUTS,
             answered,
             input_names=tuple(spec.name for spec in document.inputs),
             batch_size=document.batch.max,

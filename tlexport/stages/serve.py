@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tlexport import cores, tensors
 from tlexport.backends import DEFAULTS, Runner, registry
-from tlexport.bundle import manifest, preflight
+from tlexport.bundle import golden, manifest, preflight
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import BundleError, GateError, NotInstalledError, RecipeError
 from tlexport.evidence.accuracy import parity
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 INLINE_S = 0.001  # a run shorter than this is not worth a hand-off to a thread and back, 0.05 to 0.1 ms, and its wake-ups
 WAIT_S = 0.1  # of work that may wait by default: later answers are for nobody
 LONGEST_QUEUE = 1024
-GOLDEN_INPUTS, GOLDEN_OUTPUTS = "golden/inputs.npy", "golden/outputs.npy"
 PLATFORMS = {".onnx": "onnx_onnxv1", ".engine": "tensorrt_plan"}  # inference_rest.md, "Platforms"
 _TIMED = 5
 
@@ -156,7 +155,7 @@ class Bundle:
         seconds = 0.0
         for runner in runners:
             for size in sorted({1, batch, most}):
-                took = _timed(runner, tensors.first(self.path / GOLDEN_INPUTS, names, size))
+                took = _timed(runner, tensors.first(self.path / golden.INPUTS, names, size))
                 seconds = took if size == batch else seconds
         wait = round(WAIT_S * batch * how.workers / seconds)
         queue = how.queue or max(most, 2 * batch * how.workers, min(LONGEST_QUEUE, wait))
@@ -165,8 +164,7 @@ class Bundle:
 
 def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, variant: Variant) -> None:
     """Raises GateError unless the golden samples come out as the reference's, within the error that verify measured."""
-    inputs = np.load(bundle / GOLDEN_INPUTS, allow_pickle=False)
-    expected = np.load(bundle / GOLDEN_OUTPUTS, allow_pickle=False)
+    inputs, expected = golden.load(bundle, document)
     names, size = [spec.name for spec in document.inputs], document.batch.max
     parts = [
         runner.run(tensors.named(inputs[start : start + size], names))
