@@ -27,6 +27,7 @@ ORDER = (
     "memory",
     "open_loop",
     "serve",
+    "soak",
     "gate",
     "report",
 )
