@@ -23,7 +23,7 @@ def test_they_are_read(built: Built) -> None:
         (golden.INPUTS, lambda held: held[:0], "0 golden samples and 8 outputs"),
         (golden.OUTPUTS, lambda held: held[:5], "8 golden samples and 5 outputs"),
         (golden.INPUTS, lambda held: held.astype(np.float32), "holds images as float32"),
-        (golden.INPUTS, lambda held: held.transpose(0, 2, 3, 1), "the graph has uint8"),
+        (golden.INPUTS, lambda held: held.transpose(0, 2, 3, 1), "the manifest says uint8"),
         (golden.OUTPUTS, lambda held: held[:, :-1], "holds probabilities as float32 [8, 9]"),
         (golden.OUTPUTS, lambda held: np.float32(1), "a single value"),
         (golden.INPUTS, lambda held: np.zeros(8, [("a", np.uint8)]), "wanted: images"),

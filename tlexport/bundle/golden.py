@@ -48,5 +48,5 @@ def _array(path: Path) -> NDArray[Any]:
 def _require(path: Path, array: NDArray[Any], spec: tensors.TensorSpec) -> None:
     if array.shape != spec.at(len(array)) or array.dtype != np.dtype(spec.dtype):
         raise BundleError(
-            f"{path} holds {spec.name} as {array.dtype} {list(array.shape)}; the graph has {spec.dtype} {list(spec.shape)}"
+            f"{path} holds {spec.name} as {array.dtype} {list(array.shape)}; the manifest says {spec.dtype} {list(spec.shape)}"
         )

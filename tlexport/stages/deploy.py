@@ -355,8 +355,7 @@ def _measured(path: Path | None) -> MeasureResult | None:
 
 def _golden(bundle: Path, document: Manifest) -> dict[str, np.ndarray]:
     """One golden sample by input name, without the batch's dimension."""
-    inputs, _ = golden.load(bundle, document)
-    held = tensors.named(inputs[:1], [spec.name for spec in document.inputs])
+    held = tensors.first(bundle / golden.INPUTS, [spec.name for spec in document.inputs], 1)
     return {name: array[0] for name, array in held.items()}
 
 
