@@ -6,19 +6,16 @@ samples when they were asked alone. Meanwhile one request in a hundred is malfor
 bundle is written anew every --reload seconds, which the server takes up while it answers. Its resident memory is read every second.
 It takes 15 to 30 minutes on two cores.
 Result: `soak` {requests, seconds, per_s, answered, refused {status: n}, cut, lost, duplicated, wrong, closest, events {log event: n},
-memory_mib [...], growth {ratio, low, high}}. `lost`: requests without an answer; `duplicated`: answers with another request's id, and
-answers beyond one a request by the server's own count; `closest`: the least difference between two samples' answers, beside which a
-difference of TOLERANCE is none; `growth`: median memory of the last fifth over that of the second; its 95% interval is of 1000
-resamples of blocks of ten readings.
+memory_mib [...], growth {ratio, low, high}}. `lost`: requests of which nothing came back; `duplicated`: answers with another
+request's id, and answers beyond one a request by the server's own count; `closest`: the least difference between two samples'
+answers, beside which a difference of TOLERANCE is none; `growth`: median memory of the last fifth over that of the second; its 95%
+interval is of 1000 resamples of blocks of ten readings.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,8 +28,11 @@ from typing import Any
 import numpy as np
 import psutil
 from common import arguments, destination, finish, goal, interval, say, stamp, table, tlexport
+from serve_cases import live
 
+from tlexport import cores
 from tlexport.bundle import manifest
+from tlexport.errors import ServerError
 from tlexport.run import replacing
 from tlexport.serving import client
 from tlexport.serving.datatypes import ProtocolError
@@ -54,7 +54,6 @@ class Tally:
     answered: int = 0
     wrong: int = 0
     foreign: int = 0  # answers with another request's id
-    lost: int = 0
     cut: int = 0
     refused: Counter[int] = field(default_factory=Counter)
 
@@ -63,31 +62,6 @@ def built(work: Path) -> Path:
     tlexport(["finetune", RECIPE, "--out", "run"], cwd=work, timeout=TIMEOUT)
     tlexport(["build", "run", "--target", "cpu", "--out", "bundle"], cwd=work, timeout=TIMEOUT)
     return work / "bundle"
-
-
-def served(bundle: Path, log: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """The server's process and what it said when it was ready."""
-    line = [
-        sys.executable,
-        "-m",
-        "tlexport",
-        "serve",
-        str(bundle),
-        "--port",
-        "0",
-        "--grpc-port",
-        "0",
-        "--json",
-    ]
-    with log.open("w") as errors:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert process.stdout is not None
-    text = ""
-    for said in process.stdout:
-        text += said
-        if said.startswith("}"):
-            return process, json.loads(text)
-    raise SystemExit(f"the server did not start: {log.read_text()[-2000:]}")
 
 
 def drawn(bundle: Path, own: client.Client, model: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -142,9 +116,8 @@ def ask(
         except ProtocolError as error:
             tally.refused[error.status] += 1
             continue
-        except OSError:
-            tally.lost += 1
-            continue
+        except ServerError:
+            continue  # nothing came back: it is lost, as the count says
         (outputs,) = answer.outputs.values()
         tally.answered += 1
         tally.foreign += answer.id != identity
@@ -164,51 +137,47 @@ def _cut(url: str, prepared: bytes) -> None:
         line.sendall(prepared[: len(prepared) // 2])
 
 
-def soak(bundle: Path, requests: int, reload_s: float, log: Path) -> dict[str, Any]:
-    process, said = served(bundle, log)
+def soak(bundle: Path, requests: int, reload_s: float, read_s: float, folder: Path) -> dict[str, Any]:
     stop, memory = threading.Event(), []
-    try:
-        url, model = said["http"], said["model"]
-        first = client.connect(url)
+    model = manifest.read(bundle).name
+    with live("tlexport", bundle, model, cores.usable(), folder, {}) as up:
+        first = client.connect(up.url)
         samples, alone = drawn(bundle, first, model)
-        before = counted(url)
+        before = counted(up.url)
         tallies = [Tally() for _ in range(CONNECTIONS)]
         threads = [
-            threading.Thread(target=ask, args=(url, model, samples, alone, requests // CONNECTIONS, seed, tally), daemon=True)
+            threading.Thread(target=ask, args=(up.url, model, samples, alone, requests // CONNECTIONS, seed, tally), daemon=True)
             for seed, tally in enumerate(tallies, start=1)
         ]  # fmt: skip
-        watcher = threading.Thread(target=_watched, args=(process.pid, memory, stop), daemon=True)
+        watcher = threading.Thread(target=_watched, args=(up.process.pid, read_s, memory, stop), daemon=True)
         writer = threading.Thread(target=_rewritten, args=(bundle, reload_s, stop), daemon=True)
         started = time.monotonic()
-        for thread in (*threads, watcher, writer):
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(10)
-                say(f"{sum(t.answered for t in tallies)} answered, {memory[-1] if memory else 0:.1f} MiB")
-        seconds = time.monotonic() - started
-        stop.set()
-        writer.join()
-        after = counted(url)
-    finally:
-        stop.set()
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
-    if code:
-        raise SystemExit(f"the server ended with exit code {code}: {log.read_text()[-2000:]}")
+        try:
+            for thread in (*threads, watcher, writer):
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(10)
+                    say(f"{sum(t.answered for t in tallies)} answered, {memory[-1] if memory else 0:.1f} MiB")
+            seconds = time.monotonic() - started
+        finally:
+            stop.set()
+            writer.join()
+        after = counted(up.url)
+    log = (folder / "log").read_text()
+    if up.process.returncode:
+        raise SystemExit(f"the server ended with exit code {up.process.returncode}: {log[-2000:]}")
     answered = sum(t.answered for t in tallies)
-    events = Counter(
-        json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")
-    )
-    refused = sum((t.refused for t in tallies), Counter[int]())
+    events = Counter(json.loads(line)["event"] for line in log.splitlines() if line.startswith("{"))
+    refused, cut = sum((t.refused for t in tallies), Counter[int]()), sum(t.cut for t in tallies)
     return {
         "requests": requests,
         "seconds": round(seconds, 1),
         "per_s": round(answered / seconds, 1),
         "answered": answered,
         "refused": {str(status): count for status, count in sorted(refused.items())},
-        "cut": sum(t.cut for t in tallies),
-        "lost": sum(t.lost for t in tallies),
+        "cut": cut,
+        "lost": requests // CONNECTIONS * CONNECTIONS - answered - cut - refused.total(),
         "duplicated": sum(t.foreign for t in tallies) + abs(after - before - answered),
         "wrong": sum(t.wrong for t in tallies),
         "closest": float(np.diff(np.sort(alone[:, -1])).min()),
@@ -229,9 +198,9 @@ def counted(url: str) -> int:
     )
 
 
-def _watched(pid: int, memory: list[float], stop: threading.Event) -> None:
+def _watched(pid: int, every_s: float, memory: list[float], stop: threading.Event) -> None:
     process = psutil.Process(pid)
-    while not stop.wait(1.0):
+    while not stop.wait(every_s):
         memory.append(process.memory_info().rss / 2**20)
 
 
@@ -274,7 +243,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work: Path = options.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        found = soak(built(work), requests, 2.0 if options.quick else options.reload, work / "serve.log")
+        reload_s, read_s = (2.0, 0.1) if options.quick else (options.reload, 1.0)
+        found = soak(built(work), requests, reload_s, read_s, work / f"serve{time.time_ns()}")
     document["soak"] = found
     table(
         ("what", "found"),

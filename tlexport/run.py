@@ -262,11 +262,11 @@ def replacing(final: Path) -> Iterator[Path]:
         try:
             yield partial
             for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-                _flush(file)
+                flush(file)
             if final.is_dir():
                 final.rename(replaced)
             partial.rename(final)
-            _flush(final.parent)
+            flush(final.parent)
         finally:
             _tidy(final, partial, replaced)
 
@@ -303,7 +303,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """What was written of a file, or renamed in a folder, is on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

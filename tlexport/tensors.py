@@ -60,5 +60,9 @@ def named(inputs: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]
 
 def first(samples: Path, names: Sequence[str], size: int) -> dict[str, NDArray[Any]]:
     """Input name -> contiguous array [size, ...]: the first samples of a .npy file, repeated where it holds fewer."""
-    held = np.load(samples, mmap_mode="r", allow_pickle=False)
-    return named(np.resize(np.array(held[:size]), (size, *held.shape[1:])), names)
+    return filled(np.load(samples, mmap_mode="r", allow_pickle=False), names, size)
+
+
+def filled(samples: NDArray[Any], names: Sequence[str], size: int) -> dict[str, NDArray[Any]]:
+    """The same of an array that is at hand."""
+    return named(np.resize(np.array(samples[:size]), (size, *samples.shape[1:])), names)

@@ -38,7 +38,7 @@ def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 60
 def ended(process: subprocess.Popen) -> None:
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import ended
+
 READY_S = 60.0
 
 
@@ -83,12 +85,7 @@ def triton(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
         _wait(own)
         yield own
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        ended(process)
 
 
 def _wait(server: Triton) -> None:

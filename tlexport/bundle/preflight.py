@@ -66,6 +66,23 @@ def check(bundle: Path, *, trust: Trust = NOBODY, target: str | None = None) -> 
     return found.document
 
 
+def for_target(bundle: Path, wanted: str | None, *, trust: Trust = NOBODY) -> tuple[Manifest, str]:
+    """The manifest of a bundle that may and can be loaded here for the target `wanted` (None: the one that manifest.target takes),
+    and the target's name. Raises RecipeError for one that the bundle lacks, then PreflightError with every reason.
+    """
+    target = manifest.target(manifest.read(bundle), wanted)
+    return check(bundle, trust=trust, target=target), target
+
+
+def require_vouched(bundle: Path, document: Manifest, target: str, *, trust: Trust) -> None:
+    """Of a bundle that passed `check` with this trust: whether what `target` runs may be handed to whoever loads it elsewhere.
+
+    Raises PreflightError for code whose signature was not verified.
+    """
+    if refused := _unsigned(document, target, trusted=trust.verifies or trust.unsigned):
+        raise PreflightError(bundle, refused)
+
+
 def by_target(bundle: Path, *, trust: Trust = NOBODY) -> tuple[Manifest, dict[str, tuple[Refusal, ...]]]:
     """The manifest, and of each target why what it runs may not or cannot be loaded here (nothing: it can).
 
@@ -79,15 +96,20 @@ def by_target(bundle: Path, *, trust: Trust = NOBODY) -> tuple[Manifest, dict[st
 def _against(
     document: Manifest, target: str, trust: Trust, signature: signing.State, here: fit.Here
 ) -> tuple[Refusal, ...]:
+    unsigned = _unsigned(document, target, trusted=trust.unsigned or signature == "verified")
+    return (*unsigned, *fit.refusals(document, target, here))
+
+
+def _unsigned(document: Manifest, target: str, *, trusted: bool) -> tuple[Refusal, ...]:
+    """A graph is data; an engine or a compiled library is code, which nobody runs for a stranger."""
     entry = document.targets[target]
-    fits = fit.refusals(document, target, here)
-    if entry.variant.backend not in fit.CODE or trust.unsigned or signature == "verified":
-        return fits
+    if entry.variant.backend not in fit.CODE or trusted:
+        return ()
     reason = (
         f"{entry.file} is code that would run as you, and nobody's signature of it was verified; "
         "give --public-key FILE, or --trust-unsigned if you know who made it"
     )
-    return (Refusal(kind="unsigned", file=entry.file, reason=reason), *fits)
+    return (Refusal(kind="unsigned", file=entry.file, reason=reason),)
 
 
 def report(bundle: Path, trust: Trust = NOBODY, target: str | None = None) -> VerifyBundleResult:

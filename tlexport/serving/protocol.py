@@ -124,20 +124,9 @@ def decode_request(body: bytes, header_length: int | None, interface: Interface)
             if len(interface.frames) >= MOST_KEPT:
                 interface.frames.clear()
             interface.frames[header] = frame
-    inputs, offset = {}, 0
-    for part in frame.parts:
-        if part.size is None:
-            inputs[part.name] = datatypes.from_numbers(part.data, part.dtype, part.shape, part.what)
-            continue
-        if part.size > len(binary) - offset:
-            raise ProtocolError(
-                400,
-                f"{part.what} has binary_data_size {part.size}, but {len(binary) - offset} bytes are left in the body",
-            )
-        inputs[part.name] = datatypes.from_bytes(binary, offset, part.size, part.dtype, part.shape, part.what)
-        offset += part.size
-    if offset != len(binary):
-        raise ProtocolError(400, f"{len(binary) - offset} bytes in the body belong to no input")
+    inputs, left = _arrays(frame.parts, binary)
+    if left:
+        raise ProtocolError(400, f"{left} bytes in the body belong to no input")
     return Request(frame.id, inputs, frame.samples, frame.outputs, frame.timeout_us)
 
 
@@ -161,25 +150,12 @@ def decode_response(body: bytes, header_length: int | None) -> Response:
     """Raises ProtocolError (502) if the body is no answer of the protocol."""
     header, binary = _parts(body, header_length, 502)
     said = (frames.answer if len(header) > LONGEST_KEPT else _kept_answer)(header)
-    outputs: dict[str, NDArray[Any]] = {}
-    offset = 0
     try:
-        for part in said.parts:
-            if part.size is None:
-                outputs[part.name] = datatypes.from_numbers(part.data, part.dtype, part.shape, part.what)
-                continue
-            if part.size > len(binary) - offset:
-                raise ProtocolError(
-                    502, f"{part.what} has {part.size} bytes, but {len(binary) - offset} are left"
-                )
-            outputs[part.name] = datatypes.from_bytes(
-                binary, offset, part.size, part.dtype, part.shape, part.what
-            )
-            offset += part.size
+        outputs, left = _arrays(said.parts, binary)
     except ProtocolError as error:
         raise ProtocolError(502, f"the answer is not as announced: {error}") from error
-    if offset != len(binary):
-        raise ProtocolError(502, f"{len(binary) - offset} bytes of the answer belong to no output")
+    if left:
+        raise ProtocolError(502, f"{left} bytes of the answer belong to no output")
     return Response(said.model_name, said.model_version, said.id, outputs, said.parameters)
 
 
@@ -207,6 +183,23 @@ def _parts(body: bytes, header_length: int | None, status: int) -> tuple[bytes, 
     if not 0 <= size <= len(body):
         raise ProtocolError(status, f"{HEADER_LENGTH} is {size}, the body has {len(body)} bytes")
     return body[:size], memoryview(body)[size:]
+
+
+def _arrays(parts: Sequence[frames.Part], binary: memoryview) -> tuple[dict[str, NDArray[Any]], int]:
+    """Name -> array of what a frame announces, and how many bytes of the binary part are left over. Raises ProtocolError (400)."""
+    found, offset = {}, 0
+    for part in parts:
+        if part.size is None:
+            found[part.name] = datatypes.from_numbers(part.data, part.dtype, part.shape, part.what)
+            continue
+        if part.size > len(binary) - offset:
+            raise ProtocolError(
+                400,
+                f"{part.what} has binary_data_size {part.size}, but {len(binary) - offset} bytes are left in the body",
+            )
+        found[part.name] = datatypes.from_bytes(binary, offset, part.size, part.dtype, part.shape, part.what)
+        offset += part.size
+    return found, len(binary) - offset
 
 
 def _tensors(arrays: Tensors, binary: Mapping[str, bool]) -> tuple[str, list[bytes]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tlexport import __version__, tensors
-from tlexport.bundle import archive, fit, golden, manifest, preflight
+from tlexport.bundle import archive, golden, manifest, preflight
 from tlexport.bundle.layouts import (
     Layout,
     Model,
@@ -41,7 +41,7 @@ from tlexport.errors import BundleError, PreflightError, RecipeError, StorageErr
 from tlexport.graph import inspect, trace
 from tlexport.modalities.on_server import ON_SERVER
 from tlexport.progress import Progress
-from tlexport.results import DeployResult, MeasureResult, PullResult, Refusal, RollbackResult
+from tlexport.results import DeployResult, MeasureResult, PullResult, RollbackResult
 from tlexport.run import digest, replacing
 
 LAYOUTS: dict[str, Layout] = {
@@ -163,7 +163,7 @@ def _served(
         raise RecipeError(f"--storage-uri is KServe's: {place.where} is read by {place.kind}")
     target = manifest.target(document, options.target)
     entry = document.targets[target]
-    _require_trust(bundle, entry.file, entry.variant.backend, trust)
+    preflight.require_vouched(bundle, document, target, trust=trust)
     at, layout = store(place.where), LAYOUTS[place.kind]
     measured = _measured(options.measured)
     tuned = tuning.tuned(entry.variant, document.batch, measured, options.instances)
@@ -321,15 +321,6 @@ def _archived(bundle: Path, out: Path) -> bool:
         if digest(made) != digest(out):
             raise StorageError(f"{out} exists and is left alone; name another file")
         return True
-
-
-def _require_trust(bundle: Path, file: str, backend: str, trust: Trust) -> None:
-    if backend in fit.CODE and not (trust.verifies or trust.unsigned):
-        reason = (
-            f"{file} is code that a server would run, and nobody's signature of it was verified; "
-            "give --public-key FILE, or --trust-unsigned"
-        )
-        raise PreflightError(bundle, (Refusal(kind="unsigned", file=file, reason=reason),))
 
 
 def _name(name: str) -> str:

@@ -42,8 +42,7 @@ from tlexport.timings import LargestRate, Watch
 
 WARM = 20  # requests one after the other, before anything is timed
 PARALLEL = 4  # requests at once that a first guess of the capacity grants the server
-WIDE = 0.5  # share of the outputs' spread beyond which the verified error checks nothing ...
-NEAR = 0.05  # ... and the server's own first answers are held against, within this share
+NEAR = 0.05  # share of the outputs' spread within which the server's own first answers are to be repeated
 
 
 class Ask(BaseModel):
@@ -141,13 +140,9 @@ def _golden(
         answered = of.all_in(1)
     except ProtocolError as error:
         raise ServerError(f"{client.url} cannot be asked the golden samples: {error}") from error
-    limit, spread, note = (
-        parity.limit(variant.max_abs_error, expected),
-        float(np.ptp(expected, axis=0).max()),
-        "",
-    )
-    if limit > WIDE * spread:
-        limit, expected = NEAR * spread, answered
+    limit, note = parity.limit(variant.max_abs_error, expected), ""
+    if parity.wide(variant.max_abs_error, expected):
+        limit, expected = NEAR * parity.spread(expected), answered
         note = "the variant's verified error is too wide to check by: answers are held against the server's own first ones"
     rows = [np.arange(start, start + ask.batch) % len(inputs) for start in range(len(inputs))]
     timeout = None if ask.timeout_ms is None else round(1e3 * ask.timeout_ms)

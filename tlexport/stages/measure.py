@@ -89,8 +89,7 @@ def subject(path: Path, target: str | None, trust: Trust = NOBODY) -> Subject:
 
 
 def _of_bundle(bundle: Path, target: str | None, trust: Trust) -> Subject:
-    chosen = manifest.target(manifest.read(bundle), target)
-    document = preflight.check(bundle, trust=trust, target=chosen)
+    document, chosen = preflight.for_target(bundle, target, trust=trust)
     entry = document.targets[chosen]
     names = tuple(spec.name for spec in document.inputs)
     artifact, options = bundle / entry.file, Options(cuda_graphs=True)

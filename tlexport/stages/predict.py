@@ -51,8 +51,7 @@ def run(
     data that is not as its description says, NotInstalledError or CompileError if its backend says that it cannot run here.
     """
     started = time.monotonic()
-    chosen = manifest.target(manifest.read(bundle), target)
-    document = preflight.check(bundle, trust=trust, target=chosen)
+    document, chosen = preflight.for_target(bundle, target, trust=trust)
     _require_elsewhere(out, bundle, data)
     entry = document.targets[chosen]
     device = registry.device(entry.variant.backend, chosen)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tlexport.bundle.layouts.tuning import Tuning
 from tlexport.bundle.manifest import Entry, Manifest
+from tlexport.errors import RecipeError
 
 Content = Path | bytes
 
@@ -66,6 +67,23 @@ class Model:
     version: Mapping[str, Content]
     shared: Mapping[str, Content]
     config: bytes
+
+
+def needs_onnxruntime(wanted: Wanted, server: str) -> str:
+    """Why `server`, which runs ONNX Runtime's graphs alone, cannot have the variant; empty if it can."""
+    variant = wanted.entry.variant
+    if variant.backend == "onnxruntime":
+        return ""
+    return (
+        f"{server} runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; "
+        "build it with compile.backends=[onnxruntime]"
+    )
+
+
+def require_own_inputs(wanted: Wanted, server: str) -> None:
+    """Raises RecipeError if `server` is to do what Triton alone can."""
+    if wanted.raw or wanted.flavour:
+        raise RecipeError(f"{server} takes the graph's own inputs: --raw and --flavour are Triton's")
 
 
 class Layout(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from tlexport.bundle.layouts import Model, Wanted
+from tlexport.bundle.layouts import Model, Wanted, needs_onnxruntime, require_own_inputs
 from tlexport.errors import RecipeError
 
 CONFIG = "onnxruntime-server.env"
@@ -16,14 +16,9 @@ _PREPARED = re.compile(r"^ONNX_SERVER_PREPARE_MODEL=(?P<name>[^:\n]+):(?P<versio
 
 def models(wanted: Wanted) -> tuple[Model, ...]:
     """Raises RecipeError for what is not a graph of ONNX Runtime's."""
-    variant = wanted.entry.variant
-    if variant.backend != "onnxruntime":
-        raise RecipeError(
-            f"onnxruntime-server runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; "
-            "build it with compile.backends=[onnxruntime]"
-        )
-    if wanted.raw or wanted.flavour:
-        raise RecipeError("onnxruntime-server takes the graph's own inputs: --raw and --flavour are Triton's")
+    if reason := needs_onnxruntime(wanted, "onnxruntime-server"):
+        raise RecipeError(reason)
+    require_own_inputs(wanted, "onnxruntime-server")
     cuda = "(cuda=true)" if wanted.target != "cpu" else ""
     config = (
         f"ONNX_SERVER_WORKERS={wanted.tuning.instances}\n"

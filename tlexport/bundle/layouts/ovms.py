@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tlexport.bundle.layouts import Model, Wanted
+from tlexport.bundle.layouts import Model, Wanted, require_own_inputs
 from tlexport.errors import RecipeError
 
 CONFIG = "ovms.json"
@@ -22,10 +22,7 @@ def models(wanted: Wanted) -> tuple[Model, ...]:
             f"OpenVINO Model Server runs ONNX graphs on a CPU, and {wanted.target} has {variant.name}; "
             "build cpu with compile.backends=[onnxruntime] or [openvino]"
         )
-    if wanted.raw or wanted.flavour:
-        raise RecipeError(
-            "OpenVINO Model Server takes the graph's own inputs: --raw and --flavour are Triton's"
-        )
+    require_own_inputs(wanted, "OpenVINO Model Server")
     config = {
         "name": wanted.name,
         "base_path": wanted.name,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tlexport.bundle.layouts import Model, Wanted
+from tlexport.bundle.layouts import Model, Wanted, needs_onnxruntime, require_own_inputs
 from tlexport.errors import RecipeError
 
 CONFIG = "serve.yaml"
@@ -20,16 +20,9 @@ FEW, MANY = 1, 8
 
 def models(wanted: Wanted) -> tuple[Model, ...]:
     """Raises RecipeError for a variant that is not ONNX Runtime's, and for a place that is no folder."""
-    variant = wanted.entry.variant
-    if variant.backend != "onnxruntime":
-        raise RecipeError(
-            f"the Ray application runs ONNX Runtime's graphs, and {wanted.target} has {variant.name}; "
-            "build it with compile.backends=[onnxruntime]"
-        )
-    if wanted.raw or wanted.flavour:
-        raise RecipeError(
-            "the Ray application takes the graph's own inputs: --raw and --flavour are Triton's"
-        )
+    if reason := needs_onnxruntime(wanted, "the Ray application"):
+        raise RecipeError(reason)
+    require_own_inputs(wanted, "the Ray application")
     if "://" in wanted.place:
         raise RecipeError(
             f"Ray imports the application from a folder that every node sees; {wanted.place} is none"

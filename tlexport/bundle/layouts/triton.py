@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tlexport.bundle.layouts import Content, Model, Wanted, pbtxt
+from tlexport.bundle.layouts import Content, Model, Wanted, needs_onnxruntime, pbtxt
 from tlexport.bundle.layouts.pbtxt import Enum
 from tlexport.errors import RecipeError
 from tlexport.tensors import TensorSpec
@@ -63,11 +63,8 @@ def served(current: bytes, name: str) -> int | None:
 def refusal(wanted: Wanted) -> str:
     """Why Triton cannot run the variant; empty if it can."""
     backend = wanted.entry.variant.backend
-    if wanted.flavour == "python" and backend != "onnxruntime":
-        return (
-            f"the python flavour runs ONNX Runtime's graphs, and {wanted.target} has {wanted.entry.variant.name}; "
-            "build it with compile.backends=[onnxruntime]"
-        )
+    if wanted.flavour == "python" and (other := needs_onnxruntime(wanted, "the python flavour")):
+        return other
     if wanted.flavour not in ("", "python"):
         return f"Triton has no flavour {wanted.flavour!r} here (there is: python)"
     if reason := _NO_BACKEND.get(backend):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tlexport.bundle.places import Advance
 from tlexport.errors import StorageError
-from tlexport.run import storage_errors
+from tlexport.run import flush, storage_errors
 
 _BLOCK = 1 << 20
 
@@ -116,14 +116,6 @@ def _copy(source: Path, destination: Path, advance: Advance) -> None:
 
 def _rename(own: Path, path: Path) -> None:
     """On the disk before it is seen, and seen before this returns."""
-    _flush(own)
+    flush(own)
     own.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)

@@ -16,7 +16,7 @@ SMALLEST_SHARE = 1e-4
 SMALLEST_SPREAD = 1e-12
 # Another machine's kernels add in another order, and golden samples are few: so many times the error that verify measured ...
 SLACK = 3.0
-USUAL = 0.9
+USUAL, WIDE = 0.9, 0.5
 ROUNDING = 1e-4  # ... and this share of the outputs' spread, for graphs whose own error is next to none.
 
 
@@ -53,7 +53,7 @@ def compare(reference: NDArray[Any], candidate: NDArray[Any], *, name: str = "ou
         )
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
     _finite(reference, f"the reference's {name}")
-    scale = float(np.ptp(reference, axis=0).max())
+    scale = spread(reference)
     magnitude = float(np.abs(reference).max())
     if scale <= max(SMALLEST_SPREAD, SMALLEST_SHARE * magnitude):
         raise ExportError(
@@ -79,7 +79,17 @@ def limit(error: float | None, expected: NDArray[Any]) -> float:
 
     error: the variant's largest over the test split, as verify measured it; None for none.
     """
-    return SLACK * (error or 0.0) + ROUNDING * float(np.ptp(expected, axis=0).max())
+    return SLACK * (error or 0.0) + ROUNDING * spread(expected)
+
+
+def wide(error: float | None, expected: NDArray[Any]) -> bool:
+    """Whether the limit is so large a share of the outputs' spread that it tells nothing."""
+    return limit(error, expected) > WIDE * spread(expected)
+
+
+def spread(expected: NDArray[Any]) -> float:
+    """The largest range that an output element has over the samples of `expected` [n, ...]."""
+    return float(np.ptp(expected, axis=0).max())
 
 
 def usual_error(reference: NDArray[Any], candidate: NDArray[Any]) -> float:

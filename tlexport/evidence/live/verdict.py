@@ -16,8 +16,6 @@ from tlexport.results import BitParity, Diagnosis, Differences, Misplaced
 
 Answers = NDArray[Any]
 
-WIDE = 0.5  # a limit of so large a share of the outputs' spread tells nothing
-
 
 @dataclass(frozen=True)
 class Truth:
@@ -41,7 +39,7 @@ class Truth:
 
     @property
     def spread(self) -> float:
-        return float(np.ptp(self.expected, axis=0).max())
+        return offline.spread(self.expected)
 
     @property
     def limit(self) -> float:
@@ -55,7 +53,7 @@ class Truth:
 
     @property
     def wide(self) -> bool:
-        return self.limit > WIDE * self.spread
+        return offline.wide(self.error, self.expected)
 
     def differences(self, answers: Answers, rows: NDArray[np.intp] | None = None) -> Differences:
         """Of answers [m, K] to golden samples `rows` [m], by default all of them in order."""
