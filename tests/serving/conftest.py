@@ -19,6 +19,7 @@ def echo(tmp_path: Path) -> Iterator[Callable[..., Live]]:
     def launch(
         *,
         delay: float = 0.0,
+        slow: float = 0.0,
         batch: int = 16,
         queue: int = 64,
         workers: int = 1,
@@ -33,6 +34,7 @@ def echo(tmp_path: Path) -> Iterator[Callable[..., Live]]:
         (folder / "version").write_text("one")
         settings = {
             "delay": delay,
+            "slow": slow,
             "batch": batch,
             "queue": queue,
             "workers": workers,

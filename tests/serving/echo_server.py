@@ -1,7 +1,8 @@
 """A server of an ONNX graph that answers with its input, for tests: python echo_server.py SETTINGS.json.
 
 Its folder holds `version`, a text that names the version to serve; `refuse` in it makes the version one that may not be
-served. `delay` seconds are slept in each run. A sample whose first value is -1 fails the run it is in.
+served, `slow` one that takes `slow` seconds to load. `delay` seconds are slept in each run. A sample whose first value is -1
+fails the run it is in.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class Echo(server.Source):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(graph(), options, providers=["CPUExecutionProvider"])
+        end = time.monotonic() + self.settings.get("slow", 0.0) * ("slow" in version)
+        while time.monotonic() < end:
+            onnxruntime.InferenceSession(graph(), options, providers=["CPUExecutionProvider"])
 
         def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if self.settings["delay"]:
@@ -88,13 +92,15 @@ def main() -> None:
     def ready(bound: Bound) -> None:
         print(json.dumps({**bound.__dict__, "process": os.getpid()}), flush=True)
 
-    server.run(
+    ended = server.run(
         Echo(Path(sys.argv[1]).parent, settings),
         Settings(timeout=settings["timeout"], token=token.encode() if token else None, access_log=True),
         Place(port=0, grpc_port=0, **place),
         sys.stderr,
         ready,
     )
+    if not ended:
+        os._exit(0)
 
 
 if __name__ == "__main__":

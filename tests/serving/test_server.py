@@ -203,7 +203,9 @@ def test_a_full_server_sheds_what_it_knows_and_still_reads_what_it_does_not(echo
     connection = live.connect()
     assert ask(connection, sample(1), headers=right_one)[0] == 200
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        busy = [pool.submit(ask, live.connect(), sample(mark), headers=right_one) for mark in (2, 3)]
+        busy = [pool.submit(ask, live.connect(), sample(2), headers=right_one)]
+        until(lambda: metric_with(live, right_one, "tlexport_requests_in_flight") == 1)
+        busy.append(pool.submit(ask, live.connect(), sample(3), headers=right_one))
         until(lambda: metric_with(live, right_one, "tlexport_queue_samples") == 1)
         assert ask(connection, sample(4), headers=right_one)[0] == 429
         assert ask(connection, sample(4), headers={"Authorization": "Bearer a-token-of-the-tesT"})[0] == 401
@@ -295,6 +297,20 @@ def test_it_leaves_in_time_though_a_run_never_ends(echo: Launch) -> None:
         with pytest.raises((OSError, http.client.HTTPException)):
             hanging.result()
     assert live.logged("stopped")["unanswered"] == 1
+
+
+@pytest.mark.parametrize(("slow", "drain_seconds"), [(0.5, 30.0), (3600.0, 0.5)])
+def test_it_leaves_while_a_version_loads(echo: Launch, slow: float, drain_seconds: float) -> None:
+    for turn in range(
+        4
+    ):  # what a thread in native code does to a process that ends differs from time to time
+        live = echo(slow=slow, drain_seconds=drain_seconds)
+        (live.folder / "version").write_text("slow")
+        live.process.send_signal(signal.SIGHUP)
+        live.logged("version found")
+        live.process.send_signal(signal.SIGTERM)
+        assert live.process.wait(20) == 0, (turn, (live.folder / "log").read_text())
+        assert live.logged("stopped")["loading"] == (slow > 10)
 
 
 def test_a_new_version_is_taken_up_with_no_failed_request(echo: Launch) -> None:

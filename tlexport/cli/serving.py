@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,7 +150,9 @@ def serve(
         watch=not no_watch,
         ports_file=ports_file,
     )
-    stage.run(bundle, place, how, _ready)
+    if not stage.run(bundle, place, how, _ready):
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _ready(bound: ServeResult) -> None:

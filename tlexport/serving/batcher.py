@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.protocol import Request, Tensors
 
+WORKER = "worker"  # how the threads' names begin
 _SOON = 0.001  # seconds: the resolution of the loop's timers
 Outcome = Mapping[str, NDArray[Any]] | ProtocolError
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -70,11 +71,14 @@ class Batcher:
         self._loop = loop
         self._free = list(runs)
         self._workers = len(runs)
+        self._threads: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[tuple[Run, list[Waiting]] | None] = queue.SimpleQueue()
         if not limits.inline:
             for number in range(len(runs)):
                 # A run that never returns must not keep the process from leaving.
-                threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
+                thread = threading.Thread(target=self._work, name=f"{WORKER}-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()
         self._samples = 0
         self._scheduled = False
@@ -128,8 +132,10 @@ class Batcher:
             await self._empty
         if self._sweep is not None:
             self._sweep.cancel()
-        for _ in range(self._workers):
+        for _ in self._threads:
             self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _leave(self, entry: Waiting) -> bool:
         if self._waiting.pop(id(entry), None) is None:

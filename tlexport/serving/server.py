@@ -17,6 +17,7 @@ import uvloop
 from tlexport.errors import ListenError
 from tlexport.run import write_json
 from tlexport.serving import rpc
+from tlexport.serving.batcher import WORKER
 from tlexport.serving.connection import Connection
 from tlexport.serving.log import Log
 from tlexport.serving.place import Bound, Place
@@ -24,7 +25,9 @@ from tlexport.serving.service import Service, Settings
 from tlexport.serving.slot import Model
 
 BACKLOG = 1024
+_RELOAD = "reload"
 _TICK = 1.0  # seconds between looks at the connections and at the bundle
+_LOADING = 5.0  # seconds that the end waits for a version that is being loaded
 
 
 class Source:
@@ -41,12 +44,16 @@ class Source:
 
 def run(
     source: Source, settings: Settings, place: Place, stream: TextIO, ready: Callable[[Bound], None]
-) -> None:
+) -> bool:
     """Serve until SIGTERM or SIGINT; `ready` is told the addresses. SIGHUP looks for a new version.
+
+    Returns whether every thread has ended. One that is still in a runtime's native code would abort the process when the
+    interpreter is finalised under it (Python's gh-87135): then leave by os._exit.
 
     Raises what `source.load` raises for the first version, and ListenError.
     """
     uvloop.run(_Server(source, settings, place, Log(stream)).live(ready))
+    return not any(thread.name.startswith((_RELOAD, WORKER)) for thread in threading.enumerate())
 
 
 class _Server:
@@ -74,14 +81,14 @@ class _Server:
         ready(bound)
         ended = threading.Event()
         reloader = threading.Thread(
-            target=self._reload, args=(state, look, ended, loop), name="reload", daemon=True
+            target=self._reload, args=(state, look, ended, loop), name=_RELOAD, daemon=True
         )
         reloader.start()
         tidying = loop.create_task(self._tidy())
         await stop.wait()
         ended.set()
         look.set()
-        await self._drain(listener, grpc_server)
+        await self._drain(listener, grpc_server, reloader)
         tidying.cancel()
 
     def _serve(self, model: Model) -> None:
@@ -150,6 +157,7 @@ class _Server:
             found = self.source.state()
             if ended.is_set() or found in (None, state) or (found == refused and not asked):
                 continue
+            self.log.write("version found")
             try:
                 model = self.source.load()
             except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one stays
@@ -175,7 +183,9 @@ class _Server:
         self._count_reload("loaded")
         self.log.write("version loaded", model=model.name, version=model.version)
 
-    async def _drain(self, listener: asyncio.AbstractServer, grpc_server: object) -> None:
+    async def _drain(
+        self, listener: asyncio.AbstractServer, grpc_server: object, reloader: threading.Thread
+    ) -> None:
         service, place = self.service, self.place
         service.draining = True
         self.log.write("draining", in_flight=service.in_flight)
@@ -197,7 +207,8 @@ class _Server:
             await grpc_server.stop(max(0.0, min(1.0, deadline - loop.time())))  # type: ignore[attr-defined]
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(service.slot.close(), max(0.1, deadline - loop.time()))
-        self.log.write("stopped", unanswered=left)
+        await loop.run_in_executor(None, reloader.join, max(0.1, min(_LOADING, deadline - loop.time())))
+        self.log.write("stopped", unanswered=left, loading=reloader.is_alive())
 
 
 def _tls(place: Place) -> ssl.SSLContext | None:

@@ -59,14 +59,16 @@ class Serving:
     trust: Trust = NOBODY
 
 
-def run(bundle: Path, place: Place, how: Serving, ready: Callable[[ServeResult], None]) -> None:
+def run(bundle: Path, place: Place, how: Serving, ready: Callable[[ServeResult], None]) -> bool:
     """Serve until a signal. `ready` is told the addresses once golden samples came out right.
+
+    Returns whether every thread has ended; else the process is to leave by os._exit, as server.run says.
 
     Raises PreflightError or BundleError for a bundle that may not be served, RecipeError for an address that is open to others
     without a token and TLS, NotInstalledError, CompileError, or ListenError.
     """
     _require_safe(place, how)
-    server = _server()
+    serve = _server().run
     from tlexport.serving.service import Settings
 
     settings = Settings(
@@ -78,7 +80,8 @@ def run(bundle: Path, place: Place, how: Serving, ready: Callable[[ServeResult],
     def told(bound: Bound) -> None:
         ready(ServeResult(bundle=str(bundle), **bound.__dict__, process=os.getpid()))
 
-    server.run(Bundle(bundle, how), settings, place, sys.stderr, told)
+    ended: bool = serve(Bundle(bundle, how), settings, place, sys.stderr, told)
+    return ended
 
 
 class Bundle:
@@ -102,8 +105,7 @@ class Bundle:
     def load(self) -> Model:
         """Preflight, load, golden samples, warm-up. Raises PreflightError, BundleError, GateError, CompileError, NotInstalledError."""
         before = _manifest_digest(self.path)
-        target = manifest.target(manifest.read(self.path), self.how.target)
-        document = preflight.check(self.path, trust=self.how.trust, target=target)
+        document, target = preflight.for_target(self.path, self.how.target, trust=self.how.trust)
         opened = contextlib.ExitStack()
         try:
             model = self._loaded(document, target, before[:12], opened)
@@ -124,8 +126,10 @@ class Bundle:
         threads = how.threads or max(1, cores.usable() // how.workers)
         load = registry.loader(entry.variant.backend, self.path / entry.file, target, DEFAULTS)
         runners = [opened.enter_context(load(threads)) for _ in range(how.workers)]
+        inputs, expected = golden.load(self.path, document)
         for runner in runners:
-            _require_golden(runner, self.path, document, entry.variant)
+            if why := _disagreement(runner, document, inputs, expected, entry.variant):
+                raise GateError(f"{self.path}: the answer to golden samples {why}")
         return Model(
             name=document.name,
             version=version,
@@ -134,7 +138,7 @@ class Bundle:
             ),
             interface=Interface(document.inputs, document.outputs, document.batch.max),
             runs=tuple(runner.run for runner in runners),
-            limits=self._limits(document, entry.variant.knee, runners),
+            limits=self._limits(document, entry.variant.knee, runners, inputs),
             close=opened.close,
             facts={
                 "variant": entry.variant.name,
@@ -145,7 +149,9 @@ class Bundle:
             },
         )
 
-    def _limits(self, document: manifest.Manifest, knee: Knee | None, runners: Sequence[Runner]) -> Limits:
+    def _limits(
+        self, document: manifest.Manifest, knee: Knee | None, runners: Sequence[Runner], inputs: NDArray[Any]
+    ) -> Limits:
         """What a worker takes at once, and what may wait: by default a tenth of a second of work. Warms every worker up."""
         from tlexport.serving.batcher import Limits
 
@@ -155,16 +161,21 @@ class Bundle:
         seconds = 0.0
         for runner in runners:
             for size in sorted({1, batch, most}):
-                took = _timed(runner, tensors.first(self.path / golden.INPUTS, names, size))
+                took = _timed(runner, tensors.filled(inputs, names, size))
                 seconds = took if size == batch else seconds
         wait = round(WAIT_S * batch * how.workers / seconds)
         queue = how.queue or max(most, 2 * batch * how.workers, min(LONGEST_QUEUE, wait))
         return Limits(batch, queue, how.max_delay, inline=how.workers == 1 and seconds < INLINE_S)
 
 
-def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, variant: Variant) -> None:
-    """Raises GateError unless the golden samples come out as the reference's, within the error that verify measured."""
-    inputs, expected = golden.load(bundle, document)
+def _disagreement(
+    runner: Runner,
+    document: manifest.Manifest,
+    inputs: NDArray[Any],
+    expected: NDArray[Any],
+    variant: Variant,
+) -> str:
+    """Why what the runner answers to golden samples is not the reference's within the error that verify measured."""
     names, size = [spec.name for spec in document.inputs], document.batch.max
     parts = [
         runner.run(tensors.named(inputs[start : start + size], names))
@@ -173,8 +184,7 @@ def _require_golden(runner: Runner, bundle: Path, document: manifest.Manifest, v
     output = document.outputs[0].name
     outputs = np.concatenate([part[output] for part in parts])
     parity.compare(expected, outputs)  # of one shape, finite, and not the same for every sample
-    if why := parity.disagreement(expected, outputs, variant.max_abs_error, variant.usual_error):
-        raise GateError(f"{bundle}: the answer to golden samples {why}")
+    return parity.disagreement(expected, outputs, variant.max_abs_error, variant.usual_error)
 
 
 def _timed(runner: Runner, inputs: dict[str, NDArray[Any]]) -> float:
