@@ -119,6 +119,22 @@ def test_an_altered_graph_is_not_loaded(triton_python: Path, bundle_copy: Path, 
         assert "not the file that was deployed" in server.log.read_text()
 
 
+def test_a_backend_that_gives_wrong_values_under_this_numpy_is_found(
+    triton_python: Path, bundle_copy: Path, tmp_path: Path
+) -> None:
+    """This Triton's is built for numpy 1; the numpy that is put before its own is the one of this environment."""
+    assert np.__version__.startswith("2.")
+    place, newer = tmp_path / "models", tmp_path / "newer"
+    newer.mkdir()
+    for folder in Path(np.__file__).parents[1].glob("numpy*"):
+        (newer / folder.name).symlink_to(folder)
+    deployed(for_onnxruntime(bundle_copy), place)
+    with triton(triton_python, place, tmp_path / "scratch", first=newer) as server:
+        with pytest.raises(OSError):
+            server.load("digits")
+        assert f"gives wrong values under numpy {np.__version__}: install numpy<2" in server.log.read_text()
+
+
 def test_protobuf_reads_what_is_written(triton_python: Path, bundle_copy: Path, tmp_path: Path) -> None:
     bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
     deploy.run(bundle, str(place), Silent(), options=deploy.Options(name="digits", raw=True))

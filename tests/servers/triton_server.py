@@ -47,8 +47,11 @@ class Triton:
 
 
 @contextlib.contextmanager
-def triton(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
-    """Explicit model control on free ports of the loopback; ended, with whatever it started, at the end."""
+def triton(python: Path, repository: Path, scratch: Path, *, first: Path | None = None) -> Iterator[Triton]:
+    """Explicit model control on free ports of the loopback; ended, with whatever it started, at the end.
+
+    `first`: a folder whose packages come before those of its Python, which looks in its working directory first.
+    """
     told = subprocess.run(
         [python, "-c", "import sys, sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_config_var('LIBDIR')); "
          "print('%d.%d' % sys.version_info[:2])"],
@@ -79,7 +82,9 @@ def triton(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
         "OMP_NUM_THREADS": "1",
     }
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, cwd=first, start_new_session=True
+        )
     own = Triton(http, grpc, log, process)
     try:
         _wait(own)

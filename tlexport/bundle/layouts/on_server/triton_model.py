@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ class TritonPythonModel:
         """Load the graph, after its SHA-256 was found to be the one in config.pbtxt."""
         import onnxruntime
 
+        _require_true_arrays()
         config = json.loads(args["model_config"])
         told = {key: own["string_value"] for key, own in config["parameters"].items()}
         graph = (Path(args["model_repository"]) / args["model_version"] / told["file"]).read_bytes()
@@ -62,6 +64,32 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.session = None
+
+
+def _require_true_arrays() -> None:
+    """Raises TritonModelException where arrays come out of the backend otherwise than they were lent to it.
+
+    One that is built for numpy 1 (Triton up to 2.51) hands out wrong values under numpy 2, without an error.
+    """
+    if int(np.__version__.partition(".")[0]) < 2:
+        return
+    sent = np.arange(1, 7, dtype=np.float32)
+    capsule = sent.__dlpack__()
+    # Kept for good: the backend gives it another name than DLPack's, over which numpy's destructor would stumble.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(capsule))
+
+    class Lent:
+        def __dlpack__(self, stream: Any = None) -> Any:
+            return capsule
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0  # a CPU's memory
+
+    if not np.array_equal(pb_utils.Tensor.from_dlpack("lent", Lent()).as_numpy(), sent):
+        raise pb_utils.TritonModelException(
+            f"this Triton's python backend is built for numpy 1 and gives wrong values under numpy {np.__version__}: "
+            "install numpy<2 in its Python"
+        )
 
 
 def _providers(args: dict[str, str]) -> list[Any]:
