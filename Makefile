@@ -31,7 +31,7 @@ RAY ?= ray
 
 .venv-triton/.installed: constraints-triton.txt
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/pip install --quiet --disable-pip-version-check -c constraints-triton.txt nvidia-pytriton onnxruntime pillow 'tritonclient[all]'
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check -c constraints-triton.txt nvidia-pytriton onnxruntime pillow rdkit 'tritonclient[all]'
 	touch $@
 
 .venv-kserve/.installed: constraints-kserve.txt
