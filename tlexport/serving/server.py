@@ -95,6 +95,8 @@ class _Server:
     def _serve(self, model: Model) -> None:
         self.service.slot.put(model)
         self.service.metrics.serves({"name": model.name, "version": model.version, **model.facts})
+        for reason in model.warnings:
+            self.log.write("warning", reason=reason)
 
     async def _listen(self, model: Model) -> tuple[asyncio.AbstractServer, object, Bound]:
         loop, place = asyncio.get_running_loop(), self.place
