@@ -105,6 +105,14 @@ def test_a_limit_as_wide_as_the_outputs_decides_nothing_alone() -> None:
     assert found.verdict == "undecided" and "no GPU here" in found.reason
     assert verdict.judged(truth(1.0), Seen(OWN, {}, None), tuple).verdict == "pass"
     assert verdict.judged(truth(1.0), Seen(other, {}, None), tuple).verdict == "undecided"
+    shifted = OWN + np.float32(0.1)
+    for seen in (
+        Seen(OWN, {2: shifted}, None),
+        Seen(OWN, {}, stream.Asked((np.arange(6),), (shifted,))),
+    ):
+        found = verdict.judged(truth(1.0), seen, tuple)
+        assert found.verdict == "undecided" and "answers otherwise, by up to 0.1" in found.reason
+    assert verdict.judged(truth(1.0), Seen(OWN, {2: OWN}, None), tuple).verdict == "pass"
 
 
 def test_metadata_that_is_not_the_manifests_is_told() -> None:

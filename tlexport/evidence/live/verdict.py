@@ -103,7 +103,14 @@ def judged(truth: Truth, seen: Seen, hypotheses: Callable[[], Iterable[Hypothesi
     stated = _check(METADATA, f"the server states: {'; '.join(seen.stated)}" if seen.stated else "")
     alone = _alone(truth, truth.differences(seen.golden), found, unlike=unlike)
     batches = [
-        _within(batch_name(size), truth.differences(of), truth, f"in requests of {size} samples")
+        _together(
+            batch_name(size),
+            f"in requests of {size} samples",
+            of,
+            truth.own.get(size),
+            truth.differences(of),
+            truth,
+        )
         for size, of in seen.batches.items()
     ]
     streamed = _streamed(truth, seen, misplaced)
@@ -138,20 +145,18 @@ def _alone(truth: Truth, golden: Differences, found: Diagnosis | None, *, unlike
         if truth.own
         else f"no session here answers beside it ({truth.why_not})"
     )
-    reason = (
-        f"verify measured an error of {truth.error:.3g} for the variant, so that nearly any answer is within the limit "
-        f"({truth.limit:.3g}, spread {truth.spread:.3g}), and {why}"
-    )
-    return ServerCheck(name=GOLDEN, verdict="undecided", reason=reason)
+    return ServerCheck(name=GOLDEN, verdict="undecided", reason=f"{_vague(truth)}, and {why}")
 
 
 def _streamed(truth: Truth, seen: Seen, misplaced: tuple[Misplaced, ...]) -> list[ServerCheck]:
     """Nothing where no stream was asked for."""
     differences = seen.of_stream(truth)
-    if differences is None:
+    if differences is None or seen.streamed is None:
         return []
     if not misplaced:
-        return [_within(STREAM, differences, truth, "in the shuffled stream")]
+        answers = np.concatenate(seen.streamed.answers)
+        own = truth.nearest[np.concatenate(seen.streamed.rows)] if truth.own else None
+        return [_together(STREAM, "in the shuffled stream", answers, own, differences, truth)]
     first = misplaced[0]
     reason = (
         f"{len(misplaced)} requests of the stream got answers to other samples, the first of them (request {first.request}) "
@@ -160,8 +165,23 @@ def _streamed(truth: Truth, seen: Seen, misplaced: tuple[Misplaced, ...]) -> lis
     return [_check(STREAM, reason)]
 
 
-def _within(name: str, of: Differences, truth: Truth, where: str) -> ServerCheck:
-    return _check(name, f"{where}: {_told(of, truth)}" if of.over else "")
+def _together(
+    name: str, where: str, answers: Answers, own: Answers | None, of: Differences, truth: Truth
+) -> ServerCheck:
+    """Of samples asked together, answers [m, K]; own: this machine's session's to the same, None where there is none."""
+    if of.over:
+        return _check(name, f"{where}: {_told(of, truth)}")
+    if not truth.wide or own is None or (apart := float(np.abs(answers - own).max())) <= truth.near:
+        return _check(name, "")
+    reason = f"{where}: {_vague(truth)}, and the session here answers otherwise, by up to {apart:.3g}"
+    return ServerCheck(name=name, verdict="undecided", reason=reason)
+
+
+def _vague(truth: Truth) -> str:
+    return (
+        f"verify measured an error of {truth.error:.3g} for the variant, so that nearly any answer is within the limit "
+        f"({truth.limit:.3g}, spread {truth.spread:.3g})"
+    )
 
 
 def _check(name: str, wrong: str) -> ServerCheck:
