@@ -247,6 +247,20 @@ def drifted(by: float) -> Plant:
     )
 
 
+def batch_in_the_bits() -> Plant:
+    """Another rounding at each batch size, as kernels have that add in another order: 1e-7 a sample is added."""
+    return Plant(
+        lambda given, made: [
+            helper.make_node("Shape", [given], ["size"], end=1),
+            helper.make_node("Cast", ["size"], ["samples"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["samples", "share"], ["rounding"]),
+            helper.make_node("Add", [given, "rounding"], [made]),
+        ],
+        {"share": np.array(1e-7, np.float32)},
+        behind=True,
+    )
+
+
 def planted(graph: onnx.ModelProto, plant: Plant) -> onnx.ModelProto:
     """A copy of a graph of one input and one output with the nodes in it."""
     made = onnx.ModelProto()
@@ -308,13 +322,25 @@ def main(graph: Path, name: str, largest: int, ports: Path, fault: str) -> None:
     inputs, made = inspect.io(trace.load(graph))
     calls = [0]
 
+    def samples(tensors: dict[str, np.ndarray]) -> int:
+        return len(next(iter(tensors.values())))
+
     def run(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         calls[0] += 1
-        found = session.run(None, tensors)[0]
+        if fault == "split":
+            each = [{key: of[[row]] for key, of in tensors.items()} for row in range(samples(tensors))]
+            found = np.concatenate([session.run(None, one)[0] for one in each])
+        elif fault == "padded":
+            whole = {key: np.resize(of, (largest, *of.shape[1:])) for key, of in tensors.items()}
+            found = session.run(None, whole)[0][: samples(tensors)]
+        else:
+            found = session.run(None, tensors)[0]
         if fault == "swapped":  # within a batch, whoever's samples are in it
             found = found[::-1].copy()
         if fault == "not finite" and calls[0] % 2:
             found = np.full_like(found, np.nan)
+        if fault == "rounded":
+            found = np.nextafter(found, np.float32(2))
         if fault == "slow":
             time.sleep(0.02)
         return {made[0].name: found}

@@ -644,7 +644,8 @@ class TargetFit(Result):
     variant: str
     backend: str
     is_code: bool = Field(description="an engine or a compiled library, which needs a verified signature")
-    refusals: tuple[Refusal, ...] = Field((), description="empty: it can be loaded here")
+    loadable: bool | None = Field(description="null: not looked at, since the bundle itself is refused")
+    refusals: tuple[Refusal, ...] = Field((), description="why it is not loadable")
 
 
 class VerifyBundleResult(Result):
@@ -722,10 +723,19 @@ class BitParity(Result):
     batch: int = Field(description="samples a request")
     answers: int
     identical: int
-    merged: int = Field(
-        0,
-        description="not identical, and identical to the local session's at another batch size: the server merged requests",
+    at_other_batch: dict[str, int] = Field(
+        {},
+        description="answers that are not identical but have the bits of the local session's at another batch size, by that "
+        "size (the smallest): the same model, computed in batches of another size than the request's, or on other kernels",
     )
+
+
+class ServerCheck(Result):
+    """One thing that a live server was held to."""
+
+    name: str
+    verdict: Literal["pass", "fail", "undecided"]
+    reason: str = ""
 
 
 class CheckServerResult(Result):
@@ -758,7 +768,10 @@ class CheckServerResult(Result):
     diagnosis: Diagnosis | None = Field(
         None, description="the mistake that it looks like, where golden samples are answered otherwise"
     )
-    verdict: Literal["pass", "fail", "undecided"]
+    checks: tuple[ServerCheck, ...] = Field(
+        description="metadata, golden samples, each batch size, the shuffled stream"
+    )
+    verdict: Literal["pass", "fail", "undecided"] = Field(description="of the checks, the worst")
     reason: str = ""
     notes: tuple[str, ...] = ()
 

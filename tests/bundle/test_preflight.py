@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import junit_file
 import pytest
-from pipeline import Built
+from pipeline import Built, Ended
 
 from tlexport.bundle import fit, manifest, names, preflight
 from tlexport.bundle.manifest import Entry, Manifest, Needs, Platform
 from tlexport.bundle.preflight import Trust
 from tlexport.errors import PreflightError
 from tlexport.results import Variant
+from tlexport.stages import verify_bundle
 
 HERE = fit.Here(
     system="Linux",
@@ -275,3 +277,55 @@ def test_code_needs_a_signature_or_a_word_of_trust(bundle_copy: Path, backend: s
     assert "unsigned" in kinds(bundle_copy, target="cpu")
     trusted = preflight.report(bundle_copy, Trust(unsigned=True), "cpu").targets["cpu"]
     assert trusted.is_code and "unsigned" not in [refusal.kind for refusal in trusted.refusals]
+
+
+def read_junit(path: Path, kind: str) -> list[tuple[str, str]]:
+    return [of for of in junit_file.read(path.read_text()).values() if of[0] == kind]
+
+
+@pytest.mark.parametrize("fault", ["altered", "signature"])
+def test_nothing_is_said_of_the_targets_of_a_refused_bundle(
+    bundle_copy: Path, tmp_path: Path, tlx: Callable[..., Ended], fault: str
+) -> None:
+    sound = tlx("verify-bundle", bundle_copy, "--target", "cpu", "--junit", tmp_path / "sound.xml")
+    assert sound.code == 0 and "can be loaded here" in sound.out
+    assert len(read_junit(tmp_path / "sound.xml", "pass")) == 2, "the bundle and its target"
+    if fault == "altered":
+        golden = bundle_copy / "golden/inputs.npy"
+        golden.write_bytes(golden.read_bytes()[:-1] + b"\xff")
+        flags: list[object] = []
+    else:
+        flags = ["--public-key", tmp_path / "key.pub"]
+    junit = tmp_path / "bundle.xml"
+    said = tlx("verify-bundle", bundle_copy, *flags, "--junit", junit)
+    assert said.code == 11
+    assert fault in " ".join(text for kind, text in read_junit(junit, "fail"))
+    assert [text for _, text in read_junit(junit, "skipped")] == [
+        "not looked at: the bundle is refused"
+    ] * len(manifest.read(bundle_copy).targets)
+    text = " ".join(said.out.split())
+    assert "not looked at: the bundle is refused" in text and "can be loaded" not in text
+    result = tlx("verify-bundle", bundle_copy, *flags, "--json").json
+    assert fault in [refusal["kind"] for refusal in result["refusals"]]
+    assert {of["loadable"] for of in result["targets"].values()} == {None}
+
+
+def test_a_target_is_loadable_or_says_why_not(bundle_copy: Path) -> None:
+    assert preflight.report(bundle_copy).targets["cpu"].loadable is True
+    edited(bundle_copy, lambda d: d["targets"]["cpu"]["variant"].update(backend="inductor"))
+    found = preflight.report(bundle_copy).targets["cpu"]
+    assert found.loadable is False and "unsigned" in [refusal.kind for refusal in found.refusals]
+
+
+def test_a_target_that_cannot_be_loaded_is_a_failure_only_where_none_can(bundle_copy: Path) -> None:
+    def verdicts() -> list[str]:
+        return [case.verdict for case in verify_bundle.cases(verify_bundle.run(bundle_copy))]
+
+    edited(bundle_copy, lambda d: d.update(targets={"cpu": d["targets"]["cpu"]}))
+    other = json.loads((bundle_copy / manifest.NAME).read_text())["targets"]["cpu"]
+    other["variant"].update(backend="tensorrt", target="sm75")
+    edited(bundle_copy, lambda d: d["targets"].update(sm75=other))
+    assert verdicts() == ["pass", "pass", "skipped"]
+    edited(bundle_copy, lambda d: d["targets"].pop("cpu"))
+    assert verdicts() == ["pass", "fail"]
+    assert verify_bundle.failure(verify_bundle.run(bundle_copy)) is not None

@@ -1,8 +1,8 @@
 """A server of an ONNX graph that answers with its input, for tests: python echo_server.py SETTINGS.json.
 
 Its folder holds `version`, a text that names the version to serve; `refuse` in it makes the version one that may not be
-served, `slow` one that takes `slow` seconds to load. `delay` seconds are slept in each run. A sample whose first value is -1
-fails the run it is in.
+served, `slow` one that takes `slow` seconds to load, `wide-N` one whose x has N columns. `delay` seconds are slept in each run.
+A sample whose first value is -1 fails the run it is in.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from tlexport.serving.slot import Model
 from tlexport.tensors import TensorSpec
 
 NAME, WIDTH, LARGEST = "echo", 4, 16
-INTERFACE = Interface(
-    inputs=(
-        TensorSpec(name="x", dtype="float32", shape=("batch", WIDTH)),
-        TensorSpec(name="mark", dtype="int64", shape=("batch",)),
-    ),
-    outputs=(
-        TensorSpec(name="y", dtype="float32", shape=("batch", WIDTH)),
-        TensorSpec(name="stamp", dtype="int64", shape=("batch",)),
-    ),
-    largest=LARGEST,
-)
 
 
-def graph() -> bytes:
-    pairs = [("x", "y", TensorProto.FLOAT, ["batch", WIDTH]), ("mark", "stamp", TensorProto.INT64, ["batch"])]
+def interface(width: int) -> Interface:
+    return Interface(
+        inputs=(
+            TensorSpec(name="x", dtype="float32", shape=("batch", width)),
+            TensorSpec(name="mark", dtype="int64", shape=("batch",)),
+        ),
+        outputs=(
+            TensorSpec(name="y", dtype="float32", shape=("batch", width)),
+            TensorSpec(name="stamp", dtype="int64", shape=("batch",)),
+        ),
+        largest=LARGEST,
+    )
+
+
+def graph(width: int) -> bytes:
+    pairs = [("x", "y", TensorProto.FLOAT, ["batch", width]), ("mark", "stamp", TensorProto.INT64, ["batch"])]
     made = helper.make_graph(
         [helper.make_node("Identity", [x], [y]) for x, y, _, _ in pairs],
         "echo",
@@ -63,12 +66,13 @@ class Echo(server.Source):
         version = (self.folder / "version").read_text()
         if "refuse" in version:
             raise BundleError(f"{version} was planted")
+        width = int(version.removeprefix("wide-")) if version.startswith("wide-") else WIDTH
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(graph(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph(width), options, providers=["CPUExecutionProvider"])
         end = time.monotonic() + self.settings.get("slow", 0.0) * ("slow" in version)
         while time.monotonic() < end:
-            onnxruntime.InferenceSession(graph(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(graph(width), options, providers=["CPUExecutionProvider"])
 
         def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if self.settings["delay"]:
@@ -78,9 +82,8 @@ class Echo(server.Source):
             return dict(zip(("y", "stamp"), session.run(["y", "stamp"], inputs), strict=True))
 
         limits = Limits(self.settings["batch"], self.settings["queue"], inline=self.settings["inline"])
-        return Model(
-            NAME, version, "onnx_onnxv1", INTERFACE, (run,) * self.settings["workers"], limits, lambda: None
-        )
+        runs = (run,) * self.settings["workers"]
+        return Model(NAME, version, "onnx_onnxv1", interface(width), runs, limits, lambda: None)
 
 
 def main() -> None:
@@ -95,7 +98,7 @@ def main() -> None:
     ended = server.run(
         Echo(Path(sys.argv[1]).parent, settings),
         Settings(timeout=settings["timeout"], token=token.encode() if token else None, access_log=True),
-        Place(port=0, grpc_port=0, **place),
+        Place(**{"port": 0, "grpc_port": 0, **place}),
         sys.stderr,
         ready,
     )

@@ -30,7 +30,9 @@ import grpc
 from live_server import Live, ask, sample
 
 from tlexport.serving import messages, protocol
+from tlexport.serving import rpc as server_rpc
 from tlexport.serving.messages import MESSAGES
+from tlexport.tensors import TensorSpec
 
 Launch = Callable[..., Live]
 
@@ -353,6 +355,54 @@ def test_a_new_version_is_taken_up_with_no_failed_request(echo: Launch) -> None:
     assert live.metric('tlexport_reloads_total{result="refused"}') == 1
     assert live.get("/v2/models/echo/versions/one")[0] == 404
     assert live.get("/v2/models/echo/versions/four")[0] == 200
+
+
+def wide(columns: int) -> dict[str, np.ndarray]:
+    return sample(3, 16) | {"x": np.full((16, columns), 3, np.float32)}
+
+
+def reloaded(live: Live, version: str, event: str) -> dict:
+    (live.folder / "version").write_text(version)
+    live.process.send_signal(signal.SIGHUP)
+    return live.logged(event)
+
+
+def test_a_new_version_that_reads_a_thousand_times_as_much(echo: Launch) -> None:
+    live = echo()
+    reloaded(live, "wide-4000", "version loaded")
+    status, answer = ask(live.connect(), wide(4000))
+    assert status == 200
+    assert isinstance(answer, protocol.Response)
+    found = messages.decode_response(rpc(live, "ModelInfer", messages.encode_request("echo", wide(4000))))
+    assert found.outputs["y"].tobytes() == answer.outputs["y"].tobytes() == wide(4000)["x"].tobytes()
+
+
+def test_a_new_version_that_reads_more_than_grpc_was_opened_for_is_refused(echo: Launch) -> None:
+    live = echo()
+    refused = reloaded(live, "wide-40000", "version refused")
+    assert "gRPC was opened for 4194304" in refused["reason"] and "start it anew" in refused["reason"]
+    assert ask(live.connect(), sample(1))[0] == 200, "the old version serves on"
+    over_http = echo(grpc_port=None)
+    reloaded(over_http, "wide-40000", "version loaded")
+    assert ask(over_http.connect(), wide(40000))[0] == 200
+
+
+def test_grpc_reads_no_more_than_the_version_that_is_served(echo: Launch) -> None:
+    live = echo()
+    with pytest.raises(grpc.RpcError) as refused:
+        rpc(live, "ModelInfer", messages.encode_request("echo", wide(4000)))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    assert "more than the model reads" in refused.value.details()  # type: ignore[attr-defined]
+
+
+def test_room_for_later_versions_is_bounded() -> None:
+    mebibyte = 1 << 20
+    for columns in (10, mebibyte, 6 * mebibyte, 40 * mebibyte):  # 5 bytes each as JSON numbers
+        kind = TensorSpec(name="x", dtype="uint8", shape=("batch", columns))
+        interface = protocol.Interface((kind,), (kind,), 1)
+        needed = server_rpc.largest_message(interface)
+        opened = {10: 4 * mebibyte, mebibyte: 4 * needed, 6 * mebibyte: 64 * mebibyte}.get(columns, needed)
+        assert server_rpc.message_limit(interface) == opened
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import junit_file
 import networks
 import numpy as np
 import onnx
@@ -78,6 +79,71 @@ def test_a_mistake_before_the_model_is_named(
         done = tlx("check-server", bound.http, bundle)
         assert done.code == 10
         assert name in " ".join(done.err.split()), done.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("", []),
+        ("split", [(2, 1), (4, 1), (8, 1)]),
+        ("padded", [(1, 8), (2, 8), (4, 8)]),
+        ("rounded", []),
+    ],
+)
+def test_what_is_said_of_bits_is_what_was_seen(
+    tmp_path: Path, fault: str, told: list[tuple[int, int]]
+) -> None:
+    """No server of these merges requests: one splits them, one pads them, one has other kernels."""
+    graph, cells = networks.table()
+    graph = planted.planted(graph, planted.batch_in_the_bits())
+    columns = {"columns": [{"name": name, "kind": "numeric"} for name in networks.COLUMNS]}
+    bundle = planted.bundle(tmp_path / "bundle", graph, cells, "tabular", columns)
+    with planted.served(graph, tmp_path / "server", fault) as bound:
+        result = checked(bound.http, bundle, samples=0)
+    assert result.verdict == "pass"
+    assert [(of.batch, int(other)) for of in result.bits for other in of.at_other_batch] == told
+    notes = [
+        f"of the answers at batch {batch} 16 have the bits of this machine's session at batch {other}, not at {batch}"
+        for batch, other in told
+    ]
+    assert len(result.notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(result.notes, notes, strict=True)), result.notes
+    same = {of.batch: of.identical for of in result.bits}
+    assert same == {size: {"rounded": 0}.get(fault, 0 if size in dict(told) else 16) for size in (1, 2, 4, 8)}
+
+
+def test_the_verdicts_are_a_junit_file(
+    bundle: Path, graph: onnx.ModelProto, tmp_path: Path, tlx: Cli
+) -> None:
+    out = tmp_path / "o/server.xml"
+    every = [
+        "metadata",
+        "golden samples",
+        *(f"requests of {size} samples" for size in (2, 4, 8)),
+        "shuffled stream",
+    ]
+
+    def written() -> dict[str, tuple[str, str]]:
+        found = junit_file.read(out.read_text(encoding="utf-8"))
+        return {name.removeprefix("planted: "): of for name, of in found.items()}
+
+    with planted.served(graph, tmp_path / "right") as bound:
+        assert tlx("check-server", bound.http, bundle, "--junit", out).code == 0
+        assert written() == dict.fromkeys(every, ("pass", ""))
+        nowhere = tlx("check-server", bound.http, bundle, "--samples", 0, "--junit", out / "below.xml")
+        assert nowhere.code == 7, "a file stands where a folder should"
+    with planted.served(graph, tmp_path / "swapped", "swapped") as bound:
+        assert tlx("check-server", bound.http, bundle, "--junit", out).code == 10
+    verdicts = {name: verdict for name, (verdict, _) in written().items()}
+    assert verdicts == dict.fromkeys(every[:2], "pass") | dict.fromkeys(every[2:], "fail")
+    assert "answers to other samples" in written()["shuffled stream"][1]
+    with planted.served(networks.table()[0], tmp_path / "other") as bound:
+        assert tlx("check-server", bound.http, bundle, "--junit", out).code == 14
+    ((verdict, said),) = written().values()
+    assert verdict == "undecided" and "the server has: features" in said
+    assert tlx("check-server", "http://127.0.0.1:1", bundle, "--junit", out).code == 15
+    ((verdict, said),) = written().values()
+    assert verdict == "undecided" and said.startswith("ServerError: nothing answers at 127.0.0.1:1")
 
 
 def test_permuted_classes_and_a_drift_of_twice_the_limit(tmp_path: Path, tlx: Cli) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
+import junit_file
 import networks
 import numpy as np
 import onnx
@@ -103,6 +104,31 @@ def test_wrong_answers_fail_whatever_the_limit(bundle: Path, graph: onnx.ModelPr
         result = loaded(bound.http, bundle, rate=50, seconds=1, max_p99_ms=1e4)
     assert result.counts == {"ok": 0, "wrong": 50} and result.goodput_per_s == 0 and result.served is None
     assert type(stage.failure(result)) is GateError and "is answered" in result.errors["wrong"]
+
+
+def test_wrong_answers_fail_a_search_too(
+    bundle: Path, graph: onnx.ModelProto, tmp_path: Path, tlx: Cli
+) -> None:
+    out = tmp_path / "load.xml"
+    asked = ("--max-p99", 5000, "--seconds", 0.4, "--concurrency", 2, "--junit", out)
+    wrong = planted.planted(graph, planted.tables(6)["columns in reverse order"])
+    with planted.served(wrong, tmp_path) as bound:
+        done = tlx("load", bound.http, bundle, *asked)
+    assert done.code == 10 and "answers are not the model's" in done.err
+    verdict, said = junit_file.read(out.read_text())["planted: answers"]
+    assert verdict == "fail" and "is answered" in said
+
+
+def test_the_verdicts_of_a_load_are_a_junit_file(live: Bound, bundle: Path, tmp_path: Path, tlx: Cli) -> None:
+    out = tmp_path / "load.xml"
+    asked = ("load", live.http, bundle, "--rate", 100, "--seconds", 3, "--concurrency", 4, "--junit", out)
+    assert tlx(*asked).code == 0
+    assert junit_file.read(out.read_text()) == {"planted: answers": ("pass", "")}
+    assert tlx(*asked, "--arrivals", "fixed", "--max-p99", 0.0001).code == 13
+    found = junit_file.read(out.read_text())
+    assert found["planted: answers"] == ("pass", "")
+    verdict, said = found["planted: p99 within 0.0001 ms"]
+    assert verdict == "fail" and "limit 0.0001 ms" in said
 
 
 def test_an_overload_is_offered_and_told(bundle: Path, graph: onnx.ModelProto, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 from live_server import ROOT, Live, ask, start
 
-from tlexport import tensors
+from tlexport import cores, tensors
 from tlexport.backends import DEFAULTS, registry
 from tlexport.bundle import manifest
 from tlexport.errors import GateError, PreflightError, RecipeError
@@ -123,11 +123,38 @@ def test_limits_come_from_what_bench_found(bundle_copy: Path) -> None:
     assert model.limits.batch == (knee.at if knee else document.batch.max)
     assert model.limits.queue >= document.batch.max
     model.close()
-    model = serve.Bundle(bundle_copy, serve.Serving(max_batch=1000, queue=7, workers=2, threads=1)).load()
+    asked = serve.Serving(max_batch=document.batch.max, queue=7, workers=2, threads=1)
+    model = serve.Bundle(bundle_copy, asked).load()
     assert (model.limits.batch, model.limits.queue) == (document.batch.max, 7)
     assert len(model.runs) == 2
     assert not model.limits.inline
     model.close()
+
+
+def test_a_batch_that_the_bundle_does_not_allow_is_refused(
+    bundle_copy: Path, launch: Callable[..., Live]
+) -> None:
+    most = manifest.read(bundle_copy).batch.max
+    with pytest.raises(
+        RecipeError, match=f"--max-batch {most + 1} .* allows, {most}; .* export.batch.max={most + 1}"
+    ):
+        serve.Bundle(bundle_copy, serve.Serving(max_batch=most + 1)).load()
+    live = launch(bundle_copy, "--max-batch", str(most))
+    rewritten(bundle_copy, batch={"min": 1, "opt": 1, "max": most - 1})
+    refused = live.logged("version refused")
+    assert refused["error"] == "RecipeError"
+    assert f"--max-batch {most} is more" in refused["reason"]
+
+
+def test_what_is_asked_for_in_vain_is_a_warning_in_the_log(
+    bundle_copy: Path, launch: Callable[..., Live]
+) -> None:
+    live = launch(bundle_copy, "--max-batch", "4", "--queue", "3", "--workers", str(cores.usable() + 1))
+    queue, workers = (line["reason"] for line in live.log() if line["event"] == "warning")
+    assert "3 samples may wait and a worker takes 4 at once" in queue
+    assert f"{cores.usable() + 1} workers of 1 threads are more than the {cores.usable()} cores" in workers
+    silent = launch(bundle_copy, "--max-batch", "3", "--queue", "3")
+    assert not [line for line in silent.log() if line["event"] == "warning"]
 
 
 def test_a_changed_byte_is_refused_before_anything_listens(bundle_copy: Path) -> None:

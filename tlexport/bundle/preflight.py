@@ -113,7 +113,10 @@ def _unsigned(document: Manifest, target: str, *, trusted: bool) -> tuple[Refusa
 
 
 def report(bundle: Path, trust: Trust = NOBODY, target: str | None = None) -> VerifyBundleResult:
-    """All that `check` would refuse, for every target or for one. Raises RecipeError for a target that the bundle lacks."""
+    """All that `check` would refuse, for every target or for one; where the bundle itself is refused, no target is looked at.
+
+    Raises RecipeError for a target that the bundle lacks.
+    """
     found, here = examine(bundle, trust), fit.here()
     document = found.document
     wanted = [] if document is None else [manifest.target(document, target)] if target else document.targets
@@ -125,16 +128,26 @@ def report(bundle: Path, trust: Trust = NOBODY, target: str | None = None) -> Ve
         files=len(document.files) if document else 0,
         bytes=sum(file.bytes for file in document.files.values()) if document else 0,
         targets={
-            name: TargetFit(
-                variant=document.targets[name].variant.name,
-                backend=document.targets[name].variant.backend,
-                is_code=document.targets[name].variant.backend in fit.CODE,
-                refusals=_against(document, name, trust, found.signature, here),
+            name: _fit(
+                document,
+                name,
+                None if found.refusals else _against(document, name, trust, found.signature, here),
             )
             for name in wanted
             if document
         },
         refusals=found.refusals,
+    )
+
+
+def _fit(document: Manifest, target: str, refused: tuple[Refusal, ...] | None) -> TargetFit:
+    variant = document.targets[target].variant
+    return TargetFit(
+        variant=variant.name,
+        backend=variant.backend,
+        is_code=variant.backend in fit.CODE,
+        loadable=None if refused is None else not refused,
+        refusals=refused or (),
     )
 
 

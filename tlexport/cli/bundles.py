@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,11 +15,15 @@ from tlexport.cli.options import (
     Identity,
     IdentityProvider,
     Json,
+    JunitFile,
     PublicKey,
     Quiet,
     TrustUnsigned,
     trust,
 )
+
+if TYPE_CHECKING:
+    from tlexport.results import TargetFit
 
 
 @app.command(epilog="Example: tlexport inspect bundles/cxr")
@@ -59,6 +63,7 @@ def verify_bundle(
             "--target", "-t", help="Exit 11 unless it may and can be loaded here.", show_default=False
         ),
     ] = None,
+    junit: JunitFile = None,
     public_key: PublicKey = None,
     trust_unsigned: TrustUnsigned = False,
     identity: Identity = None,
@@ -71,23 +76,27 @@ def verify_bundle(
 
     Nothing of it is loaded. Exit 11 if the bundle is refused, or what --target runs (without: what every target runs).
     """
+    from tlexport.evidence import junit as junit_xml
     from tlexport.stages import verify_bundle as stage
 
-    result = stage.run(
-        bundle, trust=trust(public_key, trust_unsigned, identity, identity_provider), target=target
-    )
+    with junit_xml.kept(junit, "verify-bundle") as keep:
+        trusted = trust(public_key, trust_unsigned, identity, identity_provider)
+        result = stage.run(bundle, trust=trusted, target=target)
+        keep(stage.cases(result))
     rows = {
         "bundle": f"{result.name or 'unreadable'}, {result.files} files, {result.bytes / 1e6:.1f} MB",
         "signature": result.signature,
         **{f"{refusal.kind} {refusal.file}": refusal.reason for refusal in result.refusals},
     }
-    fits = {
-        f"target {name}": f"{fit.variant}: "
-        + ("; ".join(r.reason for r in fit.refusals) or "can be loaded here")
-        for name, fit in result.targets.items()
-    }
+    fits = {f"target {name}": f"{fit.variant}: {_loadable(fit)}" for name, fit in result.targets.items()}
     show.result(result, show.pairs(rows), "", show.pairs(fits))
     exits.fail(stage.failure(result))
+
+
+def _loadable(fit: TargetFit) -> str:
+    if fit.loadable is None:
+        return "not looked at: the bundle is refused"
+    return "; ".join(refusal.reason for refusal in fit.refusals) or "can be loaded here"
 
 
 @app.command(

@@ -14,6 +14,7 @@ from tlexport.cli.options import (
     Identity,
     IdentityProvider,
     Json,
+    JunitFile,
     PublicKey,
     Quiet,
     TrustUnsigned,
@@ -68,7 +69,7 @@ Patience = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to
     "check-server",
     epilog="Example: tlexport check-server http://127.0.0.1:8000 bundles/cxr\n\n"
     "Example: tlexport check-server grpcs://triton:8001 bundles/cxr --ca ca.pem --model cxr --target l4 --json\n\n"
-    "Example: tlexport check-server http://127.0.0.1:8000 bundles/cxr --previous bundles/cxr-1.1",
+    "Example: tlexport check-server http://127.0.0.1:8000 bundles/cxr --previous bundles/cxr-1.1 --junit server.xml",
 )
 def check_server(
     url: Url,
@@ -84,6 +85,7 @@ def check_server(
             help="An earlier bundle, to be recognised in the answers; repeatable.", show_default=False
         ),
     ] = None,
+    junit: JunitFile = None,
     token_file: TokenFile = None,
     ca: Authority = None,
     timeout: Patience = 30.0,
@@ -100,6 +102,8 @@ def check_server(
 
     Exit 10 if the server answers otherwise, 14 if that cannot be told, 15 if it cannot be reached.
     """
+    from tlexport.evidence import junit as junit_xml
+    from tlexport.evidence.live import cases
     from tlexport.stages import check_server as stage
 
     ask = stage.Ask(
@@ -110,8 +114,10 @@ def check_server(
         seed=seed,
         previous=tuple(previous or ()),
     )
-    trusted = trust(public_key, trust_unsigned, identity, identity_provider)
-    result = stage.run(url, bundle, ask, _access(token_file, ca, timeout), show.progress(), trust=trusted)
+    with junit_xml.kept(junit, "check-server") as keep:
+        trusted = trust(public_key, trust_unsigned, identity, identity_provider)
+        result = stage.run(url, bundle, ask, _access(token_file, ca, timeout), show.progress(), trust=trusted)
+        keep(cases.of_check(result))
     show.result(result, show.pairs(_checked(result)))
     exits.fail(stage.failure(result))
 
@@ -155,6 +161,7 @@ def load(
         Path | None,
         typer.Option("--out", "-o", help="JSON file; every request goes beside it.", show_default=False),
     ] = None,
+    junit: JunitFile = None,
     token_file: TokenFile = None,
     ca: Authority = None,
     timeout: Patience = 30.0,
@@ -173,6 +180,8 @@ def load(
     from pydantic import ValidationError
 
     from tlexport.errors import RecipeError
+    from tlexport.evidence import junit as junit_xml
+    from tlexport.evidence.live import cases
     from tlexport.stages import load as stage
 
     try:
@@ -185,8 +194,10 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"--{first['loc'][0]}: {first['msg']}") from error
-    trusted = trust(public_key, trust_unsigned, identity, identity_provider)
-    result = stage.run(url, bundle, ask, _access(token_file, ca, timeout), show.progress(), trust=trusted)
+    with junit_xml.kept(junit, "load") as keep:
+        trusted = trust(public_key, trust_unsigned, identity, identity_provider)
+        result = stage.run(url, bundle, ask, _access(token_file, ca, timeout), show.progress(), trust=trusted)
+        keep(cases.of_load(result))
     show.result(result, show.pairs(_loaded(result)))
     exits.fail(stage.failure(result))
 

@@ -65,7 +65,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Samples a worker takes at once; default: the knee that bench found.",
+            help="Samples a worker takes at once, as many as the bundle allows at most; default: the knee that bench found.",
             show_default=False,
         ),
     ] = None,

@@ -23,12 +23,14 @@ STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.UNAVAILABLE,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 MOST_METADATA = 32 << 10
+GROWTH, LEAST_LIMIT, MOST_ROOM = 4, 4 << 20, 64 << 20  # gRPC's own limit is 4 MiB
 Method = Callable[[Service, bytes, Any], Awaitable[Any]]  # of the request's bytes and the call's context
 
 
@@ -57,6 +59,16 @@ def server(service: Service, largest: int, most: int) -> Any:
 def largest_message(interface: Interface) -> int:
     """Bytes of the largest sensible request: typed contents are at most as long as JSON numbers."""
     return max(interface.largest_binary, interface.largest_json)
+
+
+def message_limit(interface: Interface) -> int:
+    """Bytes of a message that a server is opened for with a first version of this interface.
+
+    gRPC cannot change it while it runs, and a later version may read more: there is room for four times as much, but none is
+    made beyond 64 MiB.
+    """
+    needed = largest_message(interface)
+    return max(needed, min(max(GROWTH * needed, LEAST_LIMIT), MOST_ROOM))
 
 
 def _handler(service: Service, name: str, method: Method) -> Any:
@@ -112,6 +124,7 @@ async def _model_infer(service: Service, request: bytes, context: Any) -> Any:
     status, samples = 499, 0  # what it is if this task is cancelled: the client has left
     try:
         service.require_room()
+        _require_size(service, request)
         message = _parsed("ModelInferRequest", request)
         served = service.admit(message.model_name, message.model_version)
         decoded = messages.decode_request(message, served.model.interface)
@@ -128,6 +141,15 @@ async def _model_infer(service: Service, request: bytes, context: Any) -> Any:
         if waiting is not None and served is not None and not future.done():
             served.batcher.withdraw(waiting)
     return answer
+
+
+def _require_size(service: Service, request: bytes) -> None:
+    """The server takes more than this version may read. Raises ProtocolError (413)."""
+    served = service.slot.current
+    if served is not None and len(request) > (largest := largest_message(served.model.interface)):
+        raise ProtocolError(
+            413, f"a request of {len(request)} bytes is more than the model reads: at most {largest}"
+        )
 
 
 def _parsed(name: str, data: bytes) -> Any:

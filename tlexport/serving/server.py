@@ -14,7 +14,7 @@ from typing import TextIO
 
 import uvloop
 
-from tlexport.errors import ListenError
+from tlexport.errors import BundleError, ListenError
 from tlexport.run import write_json
 from tlexport.serving import rpc
 from tlexport.serving.batcher import WORKER
@@ -60,6 +60,7 @@ class _Server:
     def __init__(self, source: Source, settings: Settings, place: Place, log: Log) -> None:
         self.source, self.settings, self.place, self.log = source, settings, place, log
         self.connections: set[Connection] = set()
+        self.message_limit = 0  # bytes of a gRPC message, from when it listens
 
     async def live(self, ready: Callable[[Bound], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -94,6 +95,8 @@ class _Server:
     def _serve(self, model: Model) -> None:
         self.service.slot.put(model)
         self.service.metrics.serves({"name": model.name, "version": model.version, **model.facts})
+        for reason in model.warnings:
+            self.log.write("warning", reason=reason)
 
     async def _listen(self, model: Model) -> tuple[asyncio.AbstractServer, object, Bound]:
         loop, place = asyncio.get_running_loop(), self.place
@@ -121,7 +124,8 @@ class _Server:
         import grpc
 
         place = self.place
-        made = rpc.server(self.service, rpc.largest_message(model.interface), place.connections)
+        self.message_limit = rpc.message_limit(model.interface)
+        made = rpc.server(self.service, self.message_limit, place.connections)
         address = f"{_host(place.host)}:{place.grpc_port}"
         try:
             if place.certificate is None or place.key is None:
@@ -160,6 +164,7 @@ class _Server:
             self.log.write("version found")
             try:
                 model = self.source.load()
+                self._require_room(model)
             except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one stays
                 refused = found
                 if (told := " ".join(str(error).split())[:1000]) != reason:
@@ -170,6 +175,17 @@ class _Server:
             state, refused, reason = found, None, ""
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take_up, model)
+
+    def _require_room(self, model: Model) -> None:
+        """Raises BundleError, the model closed, if its largest requests are beyond what gRPC was opened for."""
+        needed = rpc.largest_message(model.interface)
+        if self.place.grpc_port is None or needed <= self.message_limit:
+            return
+        model.close()
+        raise BundleError(
+            f"version {model.version} reads requests of up to {needed} bytes, and gRPC was opened for {self.message_limit} when the "
+            "server started; start it anew with this version, or with --no-grpc"
+        )
 
     def _count_reload(self, result: str) -> None:
         self.service.metrics.reloads[result] += 1

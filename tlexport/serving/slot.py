@@ -14,7 +14,9 @@ from tlexport.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class Model:
-    """A model version that is loaded, tested and warm. `runs`: what answers a batch, one for each worker."""
+    """A model version that is loaded, tested and warm. `runs`: what answers a batch, one for each worker; `warnings`: for the log,
+    of how it is served.
+    """
 
     name: str
     version: str
@@ -24,6 +26,7 @@ class Model:
     limits: Limits
     close: Callable[[], None]
     facts: Mapping[str, str] = field(default_factory=dict)  # what /metrics and the log tell of it
+    warnings: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, object]:
         """The protocol's $metadata_model_response."""

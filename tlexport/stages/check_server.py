@@ -29,7 +29,7 @@ from tlexport.evidence.live.mistakes import answers as behind
 from tlexport.evidence.live.verdict import Answers, Seen, Truth
 from tlexport.graph import retype
 from tlexport.progress import Progress
-from tlexport.results import CheckServerResult, Refusal
+from tlexport.results import BitParity, CheckServerResult, Refusal
 from tlexport.serving import asking
 from tlexport.serving import client as clients
 from tlexport.serving.asking import Asking
@@ -110,9 +110,10 @@ def run(
             bits=bits,
             metadata=seen.stated,
             diagnosis=found.diagnosis,
+            checks=found.checks,
             verdict=found.verdict,
             reason=found.reason,
-            notes=_notes(held, found, merged=any(of.merged for of in bits)),
+            notes=_notes(held, found, bits),
         )
 
 
@@ -285,7 +286,7 @@ def _previous(held: _Bundle, path: Path, stack: ExitStack) -> Iterator[Hypothesi
     )
 
 
-def _notes(held: _Bundle, found: verdict.Verdict, *, merged: bool) -> tuple[str, ...]:
+def _notes(held: _Bundle, found: verdict.Verdict, bits: tuple[BitParity, ...]) -> tuple[str, ...]:
     truth, said = held.truth, list(held.notes)
     if not truth.own:
         said.append(f"not compared bit by bit: {truth.why_not}")
@@ -294,10 +295,12 @@ def _notes(held: _Bundle, found: verdict.Verdict, *, merged: bool) -> tuple[str,
             f"the error that verify measured for the variant makes the limit {truth.limit:.3g}, of a spread of {truth.spread:.3g}: "
             "only the comparison with this machine's session tells"
         )
-    if merged:
-        said.append(
-            "answers that are not bit-identical are those of another batch size: the server merges requests"
-        )
+    said += [
+        f"of the answers at batch {of.batch} {count} have the bits of this machine's session at batch {other}, not at {of.batch}: the "
+        f"same model, computed in batches of another size (split, padded or merged with other clients' requests) or on other kernels"
+        for of in bits
+        for other, count in of.at_other_batch.items()
+    ]
     if found.diagnosis and found.verdict == "pass":
         said.append(
             f"answers are not this machine's session's, yet within the verified error: {found.diagnosis.says}"

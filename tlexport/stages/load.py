@@ -104,10 +104,8 @@ def run(
 
 def failure(result: LoadResult) -> GateError | None:
     """Wrong answers go before a limit that is not met."""
-    if wrong := result.counts.get(traffic.WRONG):
-        return GateError(
-            f"{result.url}: {wrong} answers are not the model's: {result.errors.get(traffic.WRONG, '')}"
-        )
+    if wrong := traffic.wrong_told(result.counts, result.errors):
+        return GateError(f"{result.url}: {wrong}")
     if result.verdict == "fail":
         return LatencyGateError(f"{result.url}: {result.reason}")
     return UndecidedError(f"{result.url}: {result.reason}") if result.verdict == "undecided" else None

@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -103,9 +103,12 @@ class Bundle:
         return None if found[0] == "none" else "; ".join(found)
 
     def load(self) -> Model:
-        """Preflight, load, golden samples, warm-up. Raises PreflightError, BundleError, GateError, CompileError, NotInstalledError."""
+        """Preflight, load, golden samples, warm-up. Raises PreflightError, BundleError, GateError, CompileError, NotInstalledError,
+        RecipeError for a batch that the bundle does not allow.
+        """
         before = _manifest_digest(self.path)
         document, target = preflight.for_target(self.path, self.how.target, trust=self.how.trust)
+        self._require_batch(document)
         opened = contextlib.ExitStack()
         try:
             model = self._loaded(document, target, before[:12], opened)
@@ -115,6 +118,14 @@ class Bundle:
             opened.close()
             raise
         return model
+
+    def _require_batch(self, document: manifest.Manifest) -> None:
+        asked, most = self.how.max_batch, document.batch.max
+        if asked is not None and asked > most:
+            raise RecipeError(
+                f"--max-batch {asked} is more than {self.path} allows, {most}; ask for {most} at most, or build it with "
+                f"export.batch.max={asked}"
+            )
 
     def _loaded(
         self, document: manifest.Manifest, target: str, version: str, opened: contextlib.ExitStack
@@ -130,6 +141,7 @@ class Bundle:
         for runner in runners:
             if why := _disagreement(runner, document, inputs, expected, entry.variant):
                 raise GateError(f"{self.path}: the answer to golden samples {why}")
+        limits = self._limits(document, entry.variant.knee, runners, inputs)
         return Model(
             name=document.name,
             version=version,
@@ -138,7 +150,8 @@ class Bundle:
             ),
             interface=Interface(document.inputs, document.outputs, document.batch.max),
             runs=tuple(runner.run for runner in runners),
-            limits=self._limits(document, entry.variant.knee, runners, inputs),
+            limits=limits,
+            warnings=tuple(_warnings(limits, how.workers, threads, cores.usable())),
             close=opened.close,
             facts={
                 "variant": entry.variant.name,
@@ -156,7 +169,7 @@ class Bundle:
         from tlexport.serving.batcher import Limits
 
         how, most = self.how, document.batch.max
-        batch = min(most, how.max_batch or (knee.at if knee else most))
+        batch = how.max_batch or (min(most, knee.at) if knee else most)
         names = [spec.name for spec in document.inputs]
         seconds = 0.0
         for runner in runners:
@@ -166,6 +179,20 @@ class Bundle:
         wait = round(WAIT_S * batch * how.workers / seconds)
         queue = how.queue or max(most, 2 * batch * how.workers, min(LONGEST_QUEUE, wait))
         return Limits(batch, queue, how.max_delay, inline=how.workers == 1 and seconds < INLINE_S)
+
+
+def _warnings(limits: Limits, workers: int, threads: int, usable: int) -> Iterator[str]:
+    """What was asked for, is done, and serves nobody."""
+    if limits.queue < limits.batch:
+        yield (
+            f"{limits.queue} samples may wait and a worker takes {limits.batch} at once: requests are refused before a batch is "
+            f"full; --queue {limits.batch} at least, or a smaller --max-batch"
+        )
+    if workers * threads > usable:
+        yield (
+            f"{workers} workers of {threads} threads are more than the {usable} cores that this process may use: they wait for each "
+            "other; fewer --workers or --threads"
+        )
 
 
 def _disagreement(

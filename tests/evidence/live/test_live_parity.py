@@ -40,15 +40,51 @@ def test_a_difference_of_twice_the_limit_fails_and_of_half_of_it_passes() -> Non
         assert verdict.judged(of, seen, tuple).verdict == wanted
 
 
-def test_bits_are_compared_and_a_merged_batch_is_recognised() -> None:
-    other = np.nextafter(OWN, np.float32(2))
-    of = truth(own={1: OWN, 2: other})
-    one, two = verdict.bits(of, Seen(OWN, {2: OWN}, None))
-    assert (one.identical, one.merged) == (6, 0)
-    assert (two.identical, two.merged) == (0, 6)
+def test_bits_are_compared_with_those_at_every_batch_size() -> None:
+    other, third = np.nextafter(OWN, np.float32(2)), np.nextafter(OWN, np.float32(-2))
+    of = truth(own={1: OWN, 2: other, 4: other})
+    mixed = np.concatenate([OWN[:2], other[2:3], third[3:]])
+    one, two, four = verdict.bits(of, Seen(OWN, {2: OWN, 4: mixed}, None))
+    assert (one.identical, one.at_other_batch) == (6, {})
+    assert (two.identical, two.at_other_batch) == (0, {"1": 6})
+    assert (four.identical, four.at_other_batch) == (1, {"1": 2}), "three are no session's at any size"
+    (early,) = verdict.bits(of, Seen(other, {}, None))
+    assert early.at_other_batch == {"2": 6}, "counted once, at the smallest size"
     zero = np.zeros((1, 2), np.float32)
     assert not parity.identical(zero, -zero)[0], "0 and -0 are equal and have other bits"
     assert parity.identical(zero * np.nan, zero * np.nan)[0]
+
+
+def test_every_check_has_its_verdict_and_the_worst_is_the_whole() -> None:
+    of = truth()
+    far = OWN + np.float32(2 * of.limit)
+    asked = stream.Asked((np.arange(6),), (OWN,))
+
+    def verdicts(seen: Seen) -> tuple[str, list[str]]:
+        found = verdict.judged(of, seen, tuple)
+        assert found.reason or found.verdict == "pass"
+        return found.verdict, [check.verdict for check in found.checks]
+
+    assert verdicts(Seen(OWN, {2: OWN}, asked)) == ("pass", ["pass"] * 4)
+    assert verdicts(Seen(OWN, {2: OWN}, None)) == ("pass", ["pass"] * 3), "no stream was asked for"
+    assert verdicts(Seen(OWN, {2: OWN}, asked, ("another input",))) == ("fail", ["fail", *["pass"] * 3])
+    assert verdicts(Seen(far, {2: OWN}, asked)) == ("fail", ["pass", "fail", "pass", "pass"])
+    assert verdicts(Seen(OWN, {2: far}, asked)) == ("fail", ["pass", "pass", "fail", "pass"])
+    swapped = stream.Asked((np.arange(6),), (OWN[::-1],))
+    assert verdicts(Seen(OWN, {2: OWN}, swapped)) == ("fail", [*["pass"] * 3, "fail"])
+    unknown = verdict.judged(truth(1.0), Seen(far, {}, None), tuple)
+    assert [check.verdict for check in unknown.checks] == ["pass", "undecided"]
+    assert unknown.reason == unknown.checks[1].reason
+    both = verdict.judged(of, Seen(far, {2: far}, swapped), tuple)
+    assert "in requests of 2" not in both.reason and "to other samples" in both.reason
+
+
+def test_a_session_that_errs_as_the_server_does_excuses_nothing() -> None:
+    """The variant computes otherwise on this machine than where it was verified: the server's answers are beyond the limit."""
+    of = truth()
+    far = OWN + np.float32(2 * of.limit)
+    found = verdict.judged(truth(own={1: far}), Seen(far, {}, None), tuple)
+    assert found.verdict == "fail" and "so do this machine's session's" in found.reason
 
 
 def test_an_exchange_between_requests_is_told_from_a_difference() -> None:
@@ -69,6 +105,14 @@ def test_a_limit_as_wide_as_the_outputs_decides_nothing_alone() -> None:
     assert found.verdict == "undecided" and "no GPU here" in found.reason
     assert verdict.judged(truth(1.0), Seen(OWN, {}, None), tuple).verdict == "pass"
     assert verdict.judged(truth(1.0), Seen(other, {}, None), tuple).verdict == "undecided"
+    shifted = OWN + np.float32(0.1)
+    for seen in (
+        Seen(OWN, {2: shifted}, None),
+        Seen(OWN, {}, stream.Asked((np.arange(6),), (shifted,))),
+    ):
+        found = verdict.judged(truth(1.0), seen, tuple)
+        assert found.verdict == "undecided" and "answers otherwise, by up to 0.1" in found.reason
+    assert verdict.judged(truth(1.0), Seen(OWN, {2: OWN}, None), tuple).verdict == "pass"
 
 
 def test_metadata_that_is_not_the_manifests_is_told() -> None:

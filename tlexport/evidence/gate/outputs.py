@@ -4,49 +4,25 @@ from __future__ import annotations
 
 import json
 from statistics import median
-from xml.etree import ElementTree
 
+from tlexport.evidence import junit as junit_xml
 from tlexport.results import GateResult, GateVerdict
 
 _MARK = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
 
 
 def junit(result: GateResult) -> str:
-    """One test case a verdict: `fail` is a failure and `undecided` an error, since neither may pass unseen.
-
-    The elements and attributes are those of the common JUnit schema (Apache Ant's, as read by Jenkins, GitLab and GitHub's
-    actions): testsuites > testsuite > testcase > failure | error.
-    """
-    failed = [verdict for verdict in result.verdicts if verdict.verdict == "fail"]
-    undecided = [verdict for verdict in result.verdicts if verdict.verdict == "undecided"]
-    totals = {
-        "name": "tlexport gate",
-        "tests": str(len(result.verdicts)),
-        "failures": str(len(failed)),
-        "errors": str(len(undecided)),
-        "time": f"{result.seconds:.3f}",
-    }
-    whole = ElementTree.Element("testsuites", totals)
-    suite = ElementTree.SubElement(whole, "testsuite", {**totals, "skipped": "0"})
-    for verdict in result.verdicts:
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            {
-                "classname": f"tlexport.gate.{verdict.gate}",
-                "name": _legal(f"{verdict.name} against {verdict.against}"),
-                "time": f"{result.seconds / len(result.verdicts):.3f}",
-            },
+    cases = [
+        junit_xml.Case(
+            f"gate.{of.gate}",
+            f"{of.name} against {of.against}",
+            of.verdict,
+            of.reason,
+            of.model_dump_json(indent=1),
         )
-        kind = {"fail": "failure", "undecided": "error"}.get(verdict.verdict)
-        if kind is not None:
-            found = ElementTree.SubElement(
-                case, kind, {"message": _legal(verdict.reason), "type": verdict.verdict}
-            )
-            found.text = _legal(verdict.reason)
-        ElementTree.SubElement(case, "system-out").text = _legal(verdict.model_dump_json(indent=1))
-    ElementTree.indent(whole)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(whole, encoding="unicode") + "\n"
+        for of in result.verdicts
+    ]
+    return junit_xml.text("gate", cases, result.seconds)
 
 
 def markdown(result: GateResult) -> str:
@@ -127,8 +103,3 @@ def _cell(text: str) -> str:
     """Text that neither ends a table's cell nor becomes markup."""
     escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return " ".join(escaped.split())
-
-
-def _legal(text: str) -> str:
-    """Without the control characters that XML 1.0 cannot hold."""
-    return "".join(character for character in text if character >= " " or character in "\t\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,6 +93,13 @@ def wrong(answers: NDArray[Any], expected: NDArray[Any], limit: float) -> tuple[
         return True, float("inf")
     error = float(np.abs(answers - expected).max())
     return not error <= limit, error
+
+
+def wrong_told(counts: Mapping[str, int], said: Mapping[str, str]) -> str:
+    """What to say of wrong answers; empty where there were none. `counts` are those of one loop: none in a search."""
+    if WRONG not in said:
+        return ""
+    return f"{counts.get(WRONG) or 'some'} answers are not the model's: {said[WRONG]}"
 
 
 def first_of_each(kinds: Sequence[dict[str, str]]) -> dict[str, str]:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from tlexport.evidence.accuracy import parity as offline
 from tlexport.evidence.live import diagnosis, parity, stream
 from tlexport.evidence.live.diagnosis import Hypothesis
-from tlexport.results import BitParity, Diagnosis, Differences, Misplaced
+from tlexport.results import BitParity, Diagnosis, Differences, Misplaced, ServerCheck
+
+METADATA, GOLDEN, STREAM = "metadata", "golden samples", "shuffled stream"
+_WORSE = ("pass", "undecided", "fail")
 
 Answers = NDArray[Any]
 
@@ -82,6 +85,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
+    """The worst of the checks' verdicts, and the reasons of those that tell why."""
+
+    checks: tuple[ServerCheck, ...]
     verdict: Literal["pass", "fail", "undecided"]
     reason: str
     diagnosis: Diagnosis | None
@@ -90,68 +96,112 @@ class Verdict:
 
 def judged(truth: Truth, seen: Seen, hypotheses: Callable[[], Iterable[Hypothesis]]) -> Verdict:
     """hypotheses: asked for only where the golden answers are not the model's."""
-    golden = truth.differences(seen.golden)
     with np.errstate(invalid="ignore"):
         unlike = not np.abs(seen.golden - truth.nearest).max() <= truth.near
     found = diagnosis.diagnose(seen.golden, truth.nearest, hypotheses(), truth.near) if unlike else None
     misplaced = _misplaced(truth, seen.streamed)
-    reasons = [f"the server states: {'; '.join(seen.stated)}"] if seen.stated else []
-    # Within a wide limit a known mistake is still one: its answers are those of the session with the mistake.
-    if found is not None and (golden.over or found.verdict == "named"):
-        reasons.append(f"{_told(golden, truth)}: {found.says}; {found.advice}")
-    elif not golden.over:
-        reasons += _later(truth, seen, misplaced)
-    if misplaced:
-        first = misplaced[0]
-        reasons.append(
-            f"{len(misplaced)} requests of the stream got answers to other samples, the first of them (request {first.request}) "
-            f"asked {list(first.sent)} and was answered {list(first.answered)}"
+    stated = _check(METADATA, f"the server states: {'; '.join(seen.stated)}" if seen.stated else "")
+    alone = _alone(truth, truth.differences(seen.golden), found, unlike=unlike)
+    batches = [
+        _together(
+            batch_name(size),
+            f"in requests of {size} samples",
+            of,
+            truth.own.get(size),
+            truth.differences(of),
+            truth,
         )
-    if reasons:
-        return Verdict("fail", "; ".join(reasons), found, misplaced)
-    if truth.wide and (unlike or not truth.own):
-        why = (
-            "the session here answers otherwise"
-            if truth.own
-            else f"no session here answers beside it ({truth.why_not})"
-        )
-        reason = (
-            f"verify measured an error of {truth.error:.3g} for the variant, so that nearly any answer is within the limit "
-            f"({truth.limit:.3g}, spread {truth.spread:.3g}), and {why}"
-        )
-        return Verdict("undecided", reason, found, misplaced)
-    return Verdict("pass", "", found, misplaced)
-
-
-def _later(truth: Truth, seen: Seen, misplaced: tuple[Misplaced, ...]) -> list[str]:
-    """What is wrong with batches or the stream, where single samples are answered rightly."""
-    wrong = [
-        f"in requests of {size} samples: {_told(of, truth)}"
-        for size, answers in seen.batches.items()
-        if (of := truth.differences(answers)).over
+        for size, of in seen.batches.items()
     ]
-    streamed = seen.of_stream(truth)
-    if streamed is not None and streamed.over and not misplaced:
-        wrong.append(f"in the shuffled stream: {_told(streamed, truth)}")
-    return wrong
+    streamed = _streamed(truth, seen, misplaced)
+    checks = (stated, alone, *batches, *streamed)
+    worst = max((check.verdict for check in checks), key=_WORSE.index)
+    # Where single samples are answered otherwise, so are batches, which tells nothing more.
+    telling = checks if alone.verdict != "fail" else (stated, alone, *(streamed if misplaced else ()))
+    reason = "; ".join(check.reason for check in telling if check.verdict == worst != "pass")
+    return Verdict(checks, worst, reason, found, misplaced)
+
+
+def batch_name(size: int | str) -> str:
+    return f"requests of {size} samples"
+
+
+def _alone(truth: Truth, golden: Differences, found: Diagnosis | None, *, unlike: bool) -> ServerCheck:
+    """Of the golden samples one by one. Within a wide limit a known mistake is still one: its answers are those of the session
+    with the mistake.
+    """
+    if found is not None and (golden.over or found.verdict == "named"):
+        return _check(GOLDEN, f"{_told(golden, truth)}: {found.says}; {found.advice}")
+    if golden.over:
+        return _check(
+            GOLDEN,
+            f"{_told(golden, truth)}, and so do this machine's session's: it is this model, which computes otherwise on such a "
+            "machine than where it was verified; build it for this one",
+        )
+    if not truth.wide or (truth.own and not unlike):
+        return _check(GOLDEN, "")
+    why = (
+        "the session here answers otherwise"
+        if truth.own
+        else f"no session here answers beside it ({truth.why_not})"
+    )
+    return ServerCheck(name=GOLDEN, verdict="undecided", reason=f"{_vague(truth)}, and {why}")
+
+
+def _streamed(truth: Truth, seen: Seen, misplaced: tuple[Misplaced, ...]) -> list[ServerCheck]:
+    """Nothing where no stream was asked for."""
+    differences = seen.of_stream(truth)
+    if differences is None or seen.streamed is None:
+        return []
+    if not misplaced:
+        answers = np.concatenate(seen.streamed.answers)
+        own = truth.nearest[np.concatenate(seen.streamed.rows)] if truth.own else None
+        return [_together(STREAM, "in the shuffled stream", answers, own, differences, truth)]
+    first = misplaced[0]
+    reason = (
+        f"{len(misplaced)} requests of the stream got answers to other samples, the first of them (request {first.request}) "
+        f"asked {list(first.sent)} and was answered {list(first.answered)}"
+    )
+    return [_check(STREAM, reason)]
+
+
+def _together(
+    name: str, where: str, answers: Answers, own: Answers | None, of: Differences, truth: Truth
+) -> ServerCheck:
+    """Of samples asked together, answers [m, K]; own: this machine's session's to the same, None where there is none."""
+    if of.over:
+        return _check(name, f"{where}: {_told(of, truth)}")
+    if not truth.wide or own is None or (apart := float(np.abs(answers - own).max())) <= truth.near:
+        return _check(name, "")
+    reason = f"{where}: {_vague(truth)}, and the session here answers otherwise, by up to {apart:.3g}"
+    return ServerCheck(name=name, verdict="undecided", reason=reason)
+
+
+def _vague(truth: Truth) -> str:
+    return (
+        f"verify measured an error of {truth.error:.3g} for the variant, so that nearly any answer is within the limit "
+        f"({truth.limit:.3g}, spread {truth.spread:.3g})"
+    )
+
+
+def _check(name: str, wrong: str) -> ServerCheck:
+    return ServerCheck(name=name, verdict="fail" if wrong else "pass", reason=wrong)
 
 
 def bits(truth: Truth, seen: Seen) -> tuple[BitParity, ...]:
-    """Each batch size against the session at the same one; the other sizes tell where the server merged requests."""
+    """Each batch size against the session at the same one, and what is not identical against it at the others."""
     told = []
     for size, answers in {1: seen.golden, **seen.batches}.items():
         if size not in truth.own:
             continue
-        same = parity.identical(answers, truth.own[size])
-        elsewhere = np.any([parity.identical(answers, of) for of in truth.own.values()], axis=0)
-        told.append(
-            BitParity(
-                batch=size,
-                answers=len(answers),
-                identical=int(same.sum()),
-                merged=int((elsewhere & ~same).sum()),
-            )
-        )
+        left = ~parity.identical(answers, truth.own[size])
+        identical, others = int((~left).sum()), {}
+        for other in sorted(truth.own.keys() - {size}):
+            same = left & parity.identical(answers, truth.own[other])
+            if same.any():
+                others[str(other)] = int(same.sum())
+                left &= ~same
+        told.append(BitParity(batch=size, answers=len(answers), identical=identical, at_other_batch=others))
     return tuple(told)
 
 
