@@ -17,10 +17,11 @@ from pipeline import Built, Ended
 from tlexport import recipe
 from tlexport.bundle import manifest, preflight
 from tlexport.bundle.layouts import triton
+from tlexport.bundle.layouts.registry import LAYOUTS
 from tlexport.errors import BundleError, PreflightError, RecipeError, RunError, StorageError
 from tlexport.progress import Silent
 from tlexport.run import digest
-from tlexport.stages import deploy
+from tlexport.stages import deploy, pull
 
 DYING = Path(__file__).parents[1] / "bundle" / "places" / "dying.py"
 Tlx = Callable[..., Ended]
@@ -135,7 +136,7 @@ def test_every_layout_is_published_and_rolled_back(
     bundle_copy: Path, tmp_path: Path, tlx: Tlx, kind: str
 ) -> None:
     bundle, place = for_onnxruntime(bundle_copy), f"{kind}:{tmp_path / 'place'}"
-    layout = deploy.LAYOUTS[kind]
+    layout = LAYOUTS[kind]
     assert tlx("deploy", bundle, "--to", place, "--name", "digits", "--json").json["version"] == 1
     assert tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json["version"] == 2
     config = tmp_path / "place" / layout.config_path("digits")
@@ -233,7 +234,7 @@ def test_a_home_directory_is_found_wherever_a_place_is_named(
     for place in ("~/digits.tar", "bundle:~/store"):
         deploy.run(bundle_copy, place, Silent())
         out = tmp_path / f"pulled-{len(place)}"
-        deploy.pull(place, out, Silent())
+        pull.run(place, out, Silent())
         assert digest(out) == digest(bundle_copy)
     assert (tmp_path / "digits.tar").is_file() and not (tmp_path / "~").exists()
 
@@ -252,7 +253,7 @@ def test_what_holds_no_bundle_is_told_from_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(stop, match=says):
-        deploy.pull(source, tmp_path / "out", Silent())
+        pull.run(source, tmp_path / "out", Silent())
     assert not list(tmp_path.iterdir())
 
 

@@ -267,9 +267,9 @@ def rollback(
     debug: Debug = False,
 ) -> None:
     """Serve an older version again: one replacement of the configuration, no file is moved."""
-    from tlexport.stages import deploy as stage
+    from tlexport.stages import rollback as stage
 
-    result = stage.rollback(place, name, version=to_version)
+    result = stage.run(place, name, version=to_version)
     rows = {
         result.name: f"version {result.version} is served at {result.place}, before it {result.before or 'none'}",
         "variant": f"{result.variant}, deployed {result.deployed}",
@@ -299,10 +299,10 @@ def pull(
     debug: Debug = False,
 ) -> None:
     """Fetch a bundle; it is checked byte for byte before it takes its name."""
-    from tlexport.stages import deploy as stage
+    from tlexport.stages import pull as stage
 
     trusted = trust(public_key, trust_unsigned, identity, identity_provider)
-    result = stage.pull(source, out, show.progress(), trust=trusted)
+    result = stage.run(source, out, show.progress(), trust=trusted)
     rows = {
         result.name: f"in {result.bundle}",
         **({"digest": result.digest} if result.digest else {}),
