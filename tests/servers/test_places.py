@@ -15,7 +15,7 @@ from changed_bundles import another, for_onnxruntime
 from pipeline import Ended
 
 from tlexport.bundle.layouts import triton
-from tlexport.bundle.places import oci, store, versions
+from tlexport.bundle.places import oci, records, store
 from tlexport.errors import BundleError, RecipeError, RunError, StorageError
 from tlexport.run import digest
 
@@ -31,7 +31,7 @@ def test_s3_publish_and_back(s3: str, bundle_copy: Path, tlx: Tlx) -> None:
     second = tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json
     assert (second["version"], second["previous"]) == (2, 1)
     assert tlx("rollback", place, "--json").json["version"] == 1
-    state = versions.state(store(place), triton, "digits")
+    state = records.state(store(place), triton, "digits")
     assert state.current == 1 and sorted(state.whole) == [1, 2] and state.begun == ()
     kserve = tlx("deploy", bundle, "--to", f"kserve:{s3}/served", "--name", "digits", "--json").json
     assert kserve["version"] == 1
@@ -53,10 +53,11 @@ def test_s3_killed_at_every_step_the_old_version_stays(s3: str, bundle_copy: Pat
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         died += 1
-        state = versions.state(at, triton, "digits")
+        state = records.state(at, triton, "digits")
         assert state.current in state.whole
-        versions._check(at, state.whole[state.current])
-    state = versions.state(at, triton, "digits")
+        for path, own in state.whole[state.current].files.items():
+            assert at.digest(path, own.bytes, lambda moved: None) == own.sha256
+    state = records.state(at, triton, "digits")
     assert died >= 6 and state.begun == () and state.current == max(state.whole)
 
 

@@ -204,6 +204,15 @@ def deploy(
             min=1, help="Instances of the model; default: the measured knee, or 1.", show_default=False
         ),
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Older versions to keep beside the served one, the one served before it among them; others are removed. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     public_key: PublicKey = None,
     trust_unsigned: TrustUnsigned = False,
     identity: Identity = None,
@@ -224,11 +233,12 @@ def deploy(
         storage=storage_uri,
         measured=measured,
         instances=instances,
+        keep=keep,
         dry_run=dry_run,
     )
     trusted = trust(public_key, trust_unsigned, identity, identity_provider)
     result = stage.run(bundle, to, show.progress(), trust=trusted, options=options)
-    done = "would be deployed" if dry_run else "is there already" if result.was_there else "deployed"
+    done = "is there already" if result.was_there else "would be deployed" if dry_run else "deployed"
     before = f", before it {result.previous}" if result.previous else ""
     rows = {
         result.name: f"{done} at {result.place}",
@@ -240,6 +250,15 @@ def deploy(
         **(
             {"removed": f"half-written versions {', '.join(map(str, result.removed))}"}
             if result.removed
+            else {}
+        ),
+        **(
+            {
+                "would be pruned"
+                if dry_run
+                else "pruned": f"older versions {', '.join(map(str, result.pruned))}"
+            }
+            if result.pruned
             else {}
         ),
         **{f"note {number}": note for number, note in enumerate(result.notes, start=1)},
@@ -266,10 +285,10 @@ def rollback(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Serve an older version again: one replacement of the configuration, no file is moved."""
+    """Serve an older version again: every SHA-256 of it is checked, then the configuration replaced; no file is moved."""
     from tlexport.stages import rollback as stage
 
-    result = stage.run(place, name, version=to_version)
+    result = stage.run(place, name, show.progress(), version=to_version)
     rows = {
         result.name: f"version {result.version} is served at {result.place}, before it {result.before or 'none'}",
         "variant": f"{result.variant}, deployed {result.deployed}",

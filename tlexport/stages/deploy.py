@@ -21,7 +21,7 @@ from tlexport.bundle import archive, golden, manifest, preflight
 from tlexport.bundle.layouts import Layout, Model, RawStep, Wanted, declared, triton, tuning
 from tlexport.bundle.layouts.registry import LAYOUTS
 from tlexport.bundle.manifest import File, Manifest
-from tlexport.bundle.places import address, bundles, oci, store, versions
+from tlexport.bundle.places import Store, address, bundles, oci, records, removal, store, versions
 from tlexport.bundle.places.address import Address
 from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import BundleError, RecipeError, StorageError
@@ -29,7 +29,7 @@ from tlexport.graph import inspect, trace
 from tlexport.modalities.on_server import ON_SERVER
 from tlexport.progress import Progress, byte_bar
 from tlexport.results import DeployResult, MeasureResult
-from tlexport.run import digest, replacing
+from tlexport.run import digest, replacing, storage_errors
 
 LONGEST_NAME = 200  # of the 255 bytes that a file's name may have, with what the layouts add to it
 
@@ -38,6 +38,7 @@ LONGEST_NAME = 200  # of the 255 bytes that a file's name may have, with what th
 class Options:
     """`name`: of the served model, by default the bundle's. `raw`: also what takes a client's raw samples (Triton).
     `storage`: the URI under which a cluster finds the place (KServe). `measured`: a bench result (JSON) whose knees count.
+    `keep`: older versions that stay beside the served one; None: all do.
     """
 
     target: str | None = None
@@ -47,6 +48,7 @@ class Options:
     storage: str | None = None
     measured: Path | None = None
     instances: int | None = None
+    keep: int | None = None
     dry_run: bool = False
 
 
@@ -93,17 +95,16 @@ def _served(
     began = laid(1, None)  # refused before anything is written
     known = {"target": target, "variant": entry.variant.name, "bundle": document.name}
     notes = (*tuned.notes, *layout.notes(wanted))
-    held = versions.state(at, layout, wanted.name)
+    content = versions.identity((bundle / manifest.NAME).read_bytes(), _chosen(wanted, place))
+    held = records.state(at, layout, wanted.name)
     if options.dry_run:
-        version = 1 + max([*held.whole, *held.begun, held.current or 0], default=0)
-        planned = laid(version, held.current)
-        return _result(bundle, place, wanted, planned, notes).model_copy(
-            update={"version": version, "previous": held.current, "dry_run": True}
-        )
+        found = _planned(at, layout, wanted.name, held, content, options.keep)
+        models = laid(found["version"], held.current)
+        return _result(bundle, place, wanted, models, notes).model_copy(update=found)
     with byte_bar(progress, f"deploying {wanted.name}", sum(map(_size, began))) as advance:
         published = versions.publish(
             at, layout, wanted.name, laid,
-            content=versions.identity((bundle / manifest.NAME).read_bytes(), _chosen(wanted, place)),
+            content=content,
             describes=known,
             trusted={str(bundle / name): file.sha256 for name, file in document.files.items()},
             advance=advance,
@@ -121,8 +122,38 @@ def _served(
             "bytes": published.bytes,
             "was_there": published.was_there,
             "removed": published.removed,
+            "pruned": _pruned(at, layout, wanted.name, published, options.keep),
         }
     )
+
+
+def _planned(
+    at: Store, layout: Layout, name: str, held: records.State, content: str, keep: int | None
+) -> dict[str, Any]:
+    """What a dry run tells of versions: what would be published and removed."""
+    version, was_there = versions.planned(held, content)
+    pruned = () if keep is None else removal.prunable(at, layout, name, held, version, held.current, keep)
+    return {
+        "version": version,
+        "previous": held.current,
+        "was_there": was_there,
+        "pruned": pruned,
+        "dry_run": True,
+    }
+
+
+def _pruned(
+    at: Store, layout: Layout, name: str, published: versions.Published, keep: int | None
+) -> tuple[int, ...]:
+    """Raises StorageError, and then says that the new version is served all the same."""
+    if keep is None:
+        return ()
+    try:
+        return removal.prune(at, layout, name, published.version, published.previous, keep)
+    except StorageError as error:
+        raise StorageError(
+            f"version {published.version} of {name} is served, but older ones could not be removed: {error}"
+        ) from error
 
 
 def _result(
@@ -216,12 +247,16 @@ def _of_a_server(options: Options) -> dict[str, bool]:
         "--storage-uri": options.storage is not None,
         "--measured": options.measured is not None,
         "--instances": options.instances is not None,
+        "--keep": options.keep is not None,
     }
 
 
 def _archived(bundle: Path, out: Path) -> bool:
     """Equal bundles make equal archives: whether the very same one was there. Raises StorageError for another file."""
-    with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder:
+    with (
+        storage_errors(out),
+        tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder,
+    ):
         made = Path(folder) / out.name
         archive.pack(bundle, made)
         if not out.exists():

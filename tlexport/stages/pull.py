@@ -12,7 +12,7 @@ from tlexport.bundle.preflight import NOBODY, Trust
 from tlexport.errors import PreflightError, StorageError
 from tlexport.progress import Progress, byte_bar
 from tlexport.results import PullResult
-from tlexport.run import replacing
+from tlexport.run import replacing, storage_errors
 
 
 def run(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -> PullResult:
@@ -21,8 +21,9 @@ def run(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) ->
     Raises BundleError, PreflightError, StorageError, RecipeError for a source that is none.
     """
     started = time.monotonic()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"{out} exists and is left alone; name another --out")
+    with storage_errors(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise StorageError(f"{out} exists and is left alone; name another --out")
     place = address.of_bundle(source)
     if place.kind == "tar":
         return _pulled(source, out, archive.unpack(Path(place.where), out, trust=trust), None, started)
