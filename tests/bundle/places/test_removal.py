@@ -74,6 +74,16 @@ def test_what_was_served_before_stays_and_counts_first(tmp_path: Path) -> None:
     assert restored(store(str(tmp_path))) == (1, 4)
 
 
+def test_what_was_served_until_now_stays_too(tmp_path: Path) -> None:
+    """4 was written when 3 was served, and is served again in place of 2."""
+    for text in ("one", "two", "three", "four"):
+        publish(tmp_path, text)
+    restored(store(str(tmp_path)), 2)
+    published = publish(tmp_path, "four")
+    assert (published.version, published.previous) == (4, 2)
+    assert prune(tmp_path, published, 1) == (1,) and whole(tmp_path) == [2, 3, 4]
+
+
 def test_newer_ones_stay(tmp_path: Path) -> None:
     """The bundle of an older version once more; and a version that was gone back from since it was published."""
     for text in ("one", "two", "three", "four", "five"):
@@ -106,6 +116,9 @@ def test_companions_go_with_it_unless_one_is_served_or_a_model_of_its_own(tmp_pa
     for number in range(3, 6):
         published = publish(tmp_path, f"text {number}")  # m-raw still names 3, and 3 is what it runs
     (tmp_path / "m-raw/2/deployed.json").write_text("of a model that somebody named so")
+    at = store(str(tmp_path))
+    told = removal.prunable(at, triton, "m", records.state(at, triton, "m"), 6, 5, 1)
+    assert told == (2, 4)  # of a dry run, which removes nothing that it could look at again
     assert prune(tmp_path, published, 1) == (2, 4)
     assert whole(tmp_path) == [3, 5, 6]
     assert (tmp_path / "m-raw/2").exists() and not (tmp_path / "m-prepare/2").exists()
