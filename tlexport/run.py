@@ -243,7 +243,6 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EEXIST: "a file of that name is in the way; choose another directory",
             errno.EISDIR: "a directory of that name is in the way; choose another directory",
             errno.ELOOP: "links in the path lead round in a circle; choose another directory",
-            errno.EOPNOTSUPP: "the file system has no such operation; choose a directory on another one",
         }
         if _cannot_be_made(error, path):
             reasons[errno.ENOENT] = "no file or directory can be made there; choose another directory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -192,12 +193,14 @@ def _check(store: Store, record: Record, version: str, advance: Advance) -> None
     """Sizes first, which are known before anything is read; they bound what is."""
     folders = {path.partition("/")[0] for path in record.files}
     there = {f"{folder}/{file}": size for folder in folders for file, size in store.files(folder).items()}
-    wrong = [path for path, own in record.files.items() if there.get(path) != own.bytes] or [
+    sizes = (path for path, own in record.files.items() if there.get(path) != own.bytes)
+    contents = (
         path for path, own in record.files.items() if store.digest(path, own.bytes, advance) != own.sha256
-    ]
-    if wrong:
+    )
+    wrong = next(itertools.chain(sizes, contents), None)
+    if wrong is not None:
         raise BundleError(
-            f"{store.where}/{wrong[0]} is missing or not what was deployed, so that {version} is not served again; "
+            f"{store.where}/{wrong} is missing or not what was deployed, so that {version} is not served again; "
             f"choose another version, or remove {version} and deploy its bundle anew"
         )
 
