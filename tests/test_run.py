@@ -142,6 +142,21 @@ def test_a_full_device_is_a_storage_error() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX file size limit")
+def test_what_is_in_the_way_of_a_write_is_told(tmp_path: Path) -> None:
+    """A directory under the file's name, links in a circle, and a directory that is gone; a missing input is none of them."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    for path, says in (
+        ("taken", "a directory of that name"),
+        ("circle/file", "round in a circle"),
+        ("gone/file", "can be made there"),
+    ):
+        with pytest.raises(StorageError, match=says), storage_errors(tmp_path / path):
+            (tmp_path / path).write_text("x")
+    with pytest.raises(FileNotFoundError), storage_errors(tmp_path / "out" / "file"):
+        (tmp_path / "data" / "input").read_text()
+
+
 def test_a_file_size_limit_is_a_storage_error(tmp_path: Path) -> None:
     code = f"""
 import resource, signal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -42,3 +42,18 @@ class Silent:
 
 def _unseen(done: float, total: int, doing: str = "") -> None:
     pass
+
+
+@contextmanager
+def byte_bar(progress: Progress, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` bytes; what it yields is called with the number of bytes just moved. It stays at rest if `total` is 0."""
+    done = 0
+    with progress.bar(label) as step:
+
+        def advance(moved: int) -> None:
+            nonlocal done
+            done += moved
+            if total:
+                step(min(done, total), total, f"{done / 1e6:.1f} MB")
+
+        yield advance

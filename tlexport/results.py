@@ -844,6 +844,7 @@ class DeployResult(Result):
     bytes: int
     was_there: bool = Field(False, description="the very same was deployed before; nothing was written")
     removed: tuple[int, ...] = Field((), description="half-written versions of dead deployers, cleaned up")
+    pruned: tuple[int, ...] = Field((), description="older whole versions, removed as --keep says")
     dry_run: bool = False
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

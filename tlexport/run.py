@@ -241,10 +241,20 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "a part of the path is a file, not a directory; choose another directory",
             errno.ENAMETOOLONG: "a name in the path is too long; choose a shorter one",
             errno.EEXIST: "a file of that name is in the way; choose another directory",
+            errno.EISDIR: "a directory of that name is in the way; choose another directory",
+            errno.ELOOP: "links in the path lead round in a circle; choose another directory",
         }
+        if _cannot_be_made(error, path):
+            reasons[errno.ENOENT] = "no file or directory can be made there; choose another directory"
         if error.errno not in reasons:
             raise
         raise StorageError(f"cannot write {error.filename or path}: {reasons[error.errno]}") from error
+
+
+def _cannot_be_made(error: OSError, path: Path) -> bool:
+    """Whether what was not found is `path` itself, what holds it or what is written beside it: no input that is missing."""
+    made = Path(error.filename) if isinstance(error.filename, str) else path
+    return made.parent == path.parent or made in (path, *path.parents)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -11,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from changed_bundles import another, for_onnxruntime
+from changed_bundles import another, for_onnxruntime, rewritten
 from pipeline import Ended
 
-from tlexport.bundle.layouts import triton
-from tlexport.bundle.places import oci, store, versions
+from tlexport.bundle.layouts import kserve, triton
+from tlexport.bundle.places import claims, oci, records, remote, store
 from tlexport.errors import BundleError, RecipeError, RunError, StorageError
 from tlexport.run import digest
 
@@ -31,7 +32,7 @@ def test_s3_publish_and_back(s3: str, bundle_copy: Path, tlx: Tlx) -> None:
     second = tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json
     assert (second["version"], second["previous"]) == (2, 1)
     assert tlx("rollback", place, "--json").json["version"] == 1
-    state = versions.state(store(place), triton, "digits")
+    state = records.state(store(place), triton, "digits")
     assert state.current == 1 and sorted(state.whole) == [1, 2] and state.begun == ()
     kserve = tlx("deploy", bundle, "--to", f"kserve:{s3}/served", "--name", "digits", "--json").json
     assert kserve["version"] == 1
@@ -53,11 +54,72 @@ def test_s3_killed_at_every_step_the_old_version_stays(s3: str, bundle_copy: Pat
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         died += 1
-        state = versions.state(at, triton, "digits")
+        state = records.state(at, triton, "digits")
         assert state.current in state.whole
-        versions._check(at, state.whole[state.current])
-    state = versions.state(at, triton, "digits")
+        for path, own in state.whole[state.current].files.items():
+            assert at.digest(path, own.bytes, lambda moved: None) == own.sha256
+    state = records.state(at, triton, "digits")
     assert died >= 6 and state.begun == () and state.current == max(state.whole)
+
+
+def test_s3_a_changed_bit_is_not_served_again(s3: str, bundle_copy: Path, tlx: Tlx) -> None:
+    bundle, place, at = for_onnxruntime(bundle_copy), f"{s3}/models", store(f"{s3}/models")
+    tlx("deploy", bundle, "--to", place, "--name", "digits")
+    tlx("deploy", another(bundle), "--to", place, "--name", "digits")
+    own = records.state(at, triton, "digits").whole[1].files["digits/1/model.onnx"]
+    whole = at.read("digits/1/model.onnx", own.bytes)
+    assert whole is not None and at.digest("digits/1/model.onnx", own.bytes, lambda moved: None) == own.sha256
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    at.write("digits/1/model.onnx", bytes(content))
+    ended = tlx("rollback", place, "digits")
+    assert ended.code == BundleError.exit_code and "digits/1/model.onnx" in ended.err
+    assert records.state(at, triton, "digits").current == 2
+    at.write("digits/1/model.onnx", whole)
+    assert tlx("rollback", place, "digits", "--json").json["version"] == 1
+
+
+def test_s3_is_read_in_blocks_and_no_further(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_BLOCK", 64 << 10)
+    at, content, moved = store(f"{s3}/models"), bytes(range(256)) * 1000, []
+    at.write("x", content)
+    assert at.digest("x", len(content), moved.append) == hashlib.sha256(content).hexdigest()
+    assert sum(moved) == len(content) and max(moved) <= 64 << 10
+    with pytest.raises(StorageError, match="larger than it can be"):
+        at.digest("x", len(content) - 1, moved.append)
+    assert at.digest("gone", 1, moved.append) is None
+
+
+def test_s3_old_versions_go_and_what_dies_midway_is_removed_next_time(
+    s3: str, bundle_copy: Path, tlx: Tlx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, at = for_onnxruntime(bundle_copy), store(f"{s3}/served")
+
+    def deployed(*more: object) -> Ended:
+        return tlx("deploy", bundle, "--to", f"kserve:{s3}/served", "--name", "digits", "--json", *more)
+
+    for number in range(1, 4):
+        assert deployed().json["version"] == number
+        rewritten(bundle, backbone=f"build {number}")
+    at.write("digits/11/claim.json", claims.owner())  # another deployer's, and no file of version 1
+    real = remote.Remote.remove
+
+    def refused(self: remote.Remote, folder: str) -> None:
+        if folder.endswith("model.onnx"):
+            raise StorageError("planted")
+        real(self, folder)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(remote.Remote, "remove", refused)
+        assert deployed("--keep", 1).code == StorageError.exit_code
+    held = records.state(at, kserve, "digits")
+    assert (sorted(held.whole), held.begun, held.current) == ([2, 3, 12], (1, 11), 12)
+    at.write("digits/1/claim.json", b"{}")  # as if that deployer were dead
+    done = deployed("--keep", 1).json
+    assert (done["was_there"], done["removed"], done["pruned"]) == (True, [1], [2])
+    held = records.state(at, kserve, "digits")
+    assert (sorted(held.whole), held.begun, held.current) == ([3, 12], (11,), 12)
+    assert not at.files("digits/1") and not at.files("digits/2") and at.files("digits/11")
 
 
 def test_s3_one_claim_for_one_deployer(s3: str) -> None:

@@ -17,7 +17,7 @@ from triton_server import Triton, triton
 from tlexport.bundle import manifest
 from tlexport.modalities.image_preprocessing import Preprocessing
 from tlexport.progress import Silent
-from tlexport.stages import deploy
+from tlexport.stages import deploy, rollback
 
 pytestmark = pytest.mark.server
 CLIENT = Path(__file__).parent / "triton_client.py"
@@ -73,7 +73,7 @@ def test_golden_samples_reload_rollback_and_raw_images(
         compared(triton_python, server, place, bundle, 2)
         assert client(triton_python, "raw", server.http, "digits-raw", encoded(tmp_path)[0])["answers"][0]
 
-        assert deploy.rollback(str(place), "digits").version == 1
+        assert rollback.run(str(place), "digits", Silent()).version == 1
         for name in ("digits-raw", "digits", "digits-prepare"):
             server.load(name)
         compared(triton_python, server, place, bundle, 1)

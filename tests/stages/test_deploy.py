@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -17,10 +18,12 @@ from pipeline import Built, Ended
 from tlexport import recipe
 from tlexport.bundle import manifest, preflight
 from tlexport.bundle.layouts import triton
+from tlexport.bundle.layouts.registry import LAYOUTS
+from tlexport.bundle.places.folder import Folder
 from tlexport.errors import BundleError, PreflightError, RecipeError, RunError, StorageError
 from tlexport.progress import Silent
 from tlexport.run import digest
-from tlexport.stages import deploy
+from tlexport.stages import deploy, pull
 
 DYING = Path(__file__).parents[1] / "bundle" / "places" / "dying.py"
 Tlx = Callable[..., Ended]
@@ -130,12 +133,127 @@ def test_killed_at_every_step_the_old_version_stays(built: Built, bundle_copy: P
     assert served(place) == max(map(int, whole)) and sorted(held) == sorted(whole)
 
 
+@pytest.mark.parametrize("kind", ["triton", "kserve", "ort", "ovms", "ray"])
+def test_old_versions_go_beyond_those_to_keep(bundle_copy: Path, tmp_path: Path, tlx: Tlx, kind: str) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "place"
+    raw = ("--raw",) if kind == "triton" else ()
+    storage = ("--storage-uri", "pvc://claim/x") if kind == "kserve" else ()
+
+    def deployed(*more: object) -> dict:
+        to = f"{kind}:{place}"
+        return tlx("deploy", bundle, "--to", to, "--name", "digits", "--json", *raw, *storage, *more).json
+
+    for number in range(1, 5):
+        assert deployed()["version"] == number
+        rewritten(bundle, backbone=f"build {number}")
+    told = deployed("--keep", 1, "--dry-run")
+    assert (told["version"], told["pruned"]) == (5, [1, 2, 3]) and (place / "digits/1").is_dir()
+    done = deployed("--keep", 1)
+    assert (done["version"], done["pruned"], done["removed"]) == (5, [1, 2, 3], [])
+    held = {path.parent.name + "/" + path.name for path in place.glob("*/*") if path.name.isdigit()}
+    models = ("digits", "digits-prepare", "digits-raw") if raw else ("digits",)
+    assert held == {f"{model}/{number}" for model in models for number in (4, 5)}
+    assert tlx("rollback", f"{kind}:{place}", "--json").json["version"] == 4
+    told = deployed("--keep", 1, "--dry-run")
+    assert told["was_there"] and told["version"] == 5 and told["pruned"] == []
+
+
+def test_versions_that_cannot_be_removed_are_told_and_the_new_one_is_served(
+    bundle_copy: Path, tmp_path: Path, tlx: Tlx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
+    for number in range(2):
+        tlx("deploy", bundle, "--to", place, "--name", "digits")
+        rewritten(bundle, backbone=f"build {number}")
+    real = Folder.remove
+
+    def refused(self: Folder, folder: str) -> None:
+        if folder.endswith("1/model.onnx"):
+            raise StorageError("planted")
+        real(self, folder)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(Folder, "remove", refused)
+        ended = tlx("deploy", bundle, "--to", place, "--name", "digits", "--keep", 1)
+    assert ended.code == StorageError.exit_code and "version 3 of digits is served" in ended.err
+    assert served(place) == 3
+    gone = tlx("rollback", place, "digits", "--to-version", 1)
+    assert gone.code == RunError.exit_code and "whole versions: 2, 3" in gone.err
+    shown = tlx("deploy", bundle, "--to", place, "--name", "digits", "--keep", 1)
+    assert shown.code == 0 and "is there already" in shown.out
+
+
+def test_what_is_removed_is_shown_for_what_it_is(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
+    for number in range(2):
+        tlx("deploy", bundle, "--to", place, "--name", "digits")
+        rewritten(bundle, backbone=f"build {number}")
+    (place / "digits/3").mkdir()
+    (place / "digits/3/claim.json").write_text("{")  # no live deployer's
+    told = tlx("deploy", bundle, "--to", place, "--name", "digits", "--keep", 1, "--dry-run")
+    assert "would be pruned" in told.out and "older versions 1" in told.out
+    done = tlx("deploy", bundle, "--to", place, "--name", "digits", "--keep", 1)
+    assert "half-written versions 3" in done.out and "older versions 1" in done.out
+
+
+def test_a_changed_bit_is_not_served_again(bundle_copy: Path, tmp_path: Path, tlx: Tlx) -> None:
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
+    tlx("deploy", bundle, "--to", place, "--name", "digits")
+    tlx("deploy", another(bundle), "--to", place, "--name", "digits")
+    graph = place / "digits/1/model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    ended = tlx("rollback", place, "digits")
+    assert ended.code == BundleError.exit_code and "digits/1/model.onnx" in ended.err
+    assert served(place) == 2
+
+
+@pytest.mark.parametrize("kind", ["triton:", "ovms:", "bundle:", ""])
+@pytest.mark.parametrize("where", ["file/below", "/proc/nowhere"])
+def test_a_place_that_cannot_be_made(
+    bundle_copy: Path, tmp_path: Path, tlx: Tlx, kind: str, where: str
+) -> None:
+    """A file in the way, and a file system that makes none; the last kind is an archive."""
+    (tmp_path / "file").write_text("in the way")
+    place = f"{kind}{tmp_path / where}{'' if kind else '.tar'}"
+    ended = tlx("deploy", for_onnxruntime(bundle_copy), "--to", place)
+    assert ended.code == StorageError.exit_code and "choose another directory" in ended.err
+    pulled = tlx("pull", bundle_copy, "--out", tmp_path / where)
+    assert pulled.code == StorageError.exit_code and "choose another directory" in pulled.err
+
+
+@pytest.mark.parametrize("refused", ["is_file", "mkdir", "open", "is_symlink"])
+def test_a_place_that_refuses(
+    bundle_copy: Path, tmp_path: Path, tlx: Tlx, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """As a user who may not: planted, since root may always."""
+    bundle, place = for_onnxruntime(bundle_copy), tmp_path / "models"
+    tlx("deploy", bundle, "--to", place, "--name", "digits")
+    tlx("deploy", another(bundle), "--to", place, "--name", "digits")
+    real = getattr(Path, refused)
+
+    def planted(self: Path, *arguments: object, **named: object) -> object:
+        if self == place or place in self.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, refused, planted)
+        rolled = tlx("rollback", place, "digits")
+        deployed = tlx("deploy", bundle, "--to", place, "--name", "digits")
+    for ended in (rolled, deployed):
+        assert ended.code == StorageError.exit_code, ended.err
+        assert "ermission denied" in ended.err and "choose a" in ended.err
+    assert served(place) == 2
+
+
 @pytest.mark.parametrize("kind", ["ort", "ovms", "ray"])
 def test_every_layout_is_published_and_rolled_back(
     bundle_copy: Path, tmp_path: Path, tlx: Tlx, kind: str
 ) -> None:
     bundle, place = for_onnxruntime(bundle_copy), f"{kind}:{tmp_path / 'place'}"
-    layout = deploy.LAYOUTS[kind]
+    layout = LAYOUTS[kind]
     assert tlx("deploy", bundle, "--to", place, "--name", "digits", "--json").json["version"] == 1
     assert tlx("deploy", another(bundle), "--to", place, "--name", "digits", "--json").json["version"] == 2
     config = tmp_path / "place" / layout.config_path("digits")
@@ -215,11 +333,12 @@ def test_an_empty_name_is_not_taken_for_none(bundle_copy: Path, tmp_path: Path) 
 def test_what_a_place_cannot_take_is_refused_and_not_dropped(built: Built, tmp_path: Path, tlx: Tlx) -> None:
     of_a_server = {
         "--target": "cpu", "--name": "x", "--flavour": "python", "--storage-uri": "s3://x", "--measured": "x.json",
-        "--instances": 2,
+        "--instances": 2, "--keep": 1,
     }  # fmt: skip
     for flag, given in of_a_server.items():
-        ended = tlx("deploy", built.bundle, "--to", tmp_path / "digits.tar", flag, given)
-        assert ended.code == RecipeError.exit_code and flag in ended.err
+        for place in (tmp_path / "digits.tar", f"bundle:{tmp_path / 'store'}", "oci://localhost:9/x:1"):
+            ended = tlx("deploy", built.bundle, "--to", place, flag, given)
+            assert ended.code == RecipeError.exit_code and flag in ended.err
     ended = tlx("deploy", built.bundle, "--to", tmp_path / "models", "--storage-uri", "s3://x")
     assert ended.code == RecipeError.exit_code and "--storage-uri" in ended.err
     assert not list(tmp_path.iterdir())
@@ -233,7 +352,7 @@ def test_a_home_directory_is_found_wherever_a_place_is_named(
     for place in ("~/digits.tar", "bundle:~/store"):
         deploy.run(bundle_copy, place, Silent())
         out = tmp_path / f"pulled-{len(place)}"
-        deploy.pull(place, out, Silent())
+        pull.run(place, out, Silent())
         assert digest(out) == digest(bundle_copy)
     assert (tmp_path / "digits.tar").is_file() and not (tmp_path / "~").exists()
 
@@ -252,7 +371,7 @@ def test_what_holds_no_bundle_is_told_from_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(stop, match=says):
-        deploy.pull(source, tmp_path / "out", Silent())
+        pull.run(source, tmp_path / "out", Silent())
     assert not list(tmp_path.iterdir())
 
 

@@ -213,6 +213,15 @@ def deploy(
             min=1, help="Instances of the model; default: the measured knee, or 1.", show_default=False
         ),
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Older versions to keep beside the served one, the one served before it among them; others are removed. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     public_key: PublicKey = None,
     trust_unsigned: TrustUnsigned = False,
     identity: Identity = None,
@@ -233,11 +242,12 @@ def deploy(
         storage=storage_uri,
         measured=measured,
         instances=instances,
+        keep=keep,
         dry_run=dry_run,
     )
     trusted = trust(public_key, trust_unsigned, identity, identity_provider)
     result = stage.run(bundle, to, show.progress(), trust=trusted, options=options)
-    done = "would be deployed" if dry_run else "is there already" if result.was_there else "deployed"
+    done = "is there already" if result.was_there else "would be deployed" if dry_run else "deployed"
     before = f", before it {result.previous}" if result.previous else ""
     rows = {
         result.name: f"{done} at {result.place}",
@@ -249,6 +259,15 @@ def deploy(
         **(
             {"removed": f"half-written versions {', '.join(map(str, result.removed))}"}
             if result.removed
+            else {}
+        ),
+        **(
+            {
+                "would be pruned"
+                if dry_run
+                else "pruned": f"older versions {', '.join(map(str, result.pruned))}"
+            }
+            if result.pruned
             else {}
         ),
         **{f"note {number}": note for number, note in enumerate(result.notes, start=1)},
@@ -275,10 +294,10 @@ def rollback(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Serve an older version again: one replacement of the configuration, no file is moved."""
-    from tlexport.stages import deploy as stage
+    """Serve an older version again: every SHA-256 of it is checked, then the configuration replaced; no file is moved."""
+    from tlexport.stages import rollback as stage
 
-    result = stage.rollback(place, name, version=to_version)
+    result = stage.run(place, name, show.progress(), version=to_version)
     rows = {
         result.name: f"version {result.version} is served at {result.place}, before it {result.before or 'none'}",
         "variant": f"{result.variant}, deployed {result.deployed}",
@@ -308,10 +327,10 @@ def pull(
     debug: Debug = False,
 ) -> None:
     """Fetch a bundle; it is checked byte for byte before it takes its name."""
-    from tlexport.stages import deploy as stage
+    from tlexport.stages import pull as stage
 
     trusted = trust(public_key, trust_unsigned, identity, identity_provider)
-    result = stage.pull(source, out, show.progress(), trust=trusted)
+    result = stage.run(source, out, show.progress(), trust=trusted)
     rows = {
         result.name: f"in {result.bundle}",
         **({"digest": result.digest} if result.digest else {}),

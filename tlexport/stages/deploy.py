@@ -1,5 +1,4 @@
-"""deploy: a bundle is laid out for a server and put where it is found; rollback: the version before is served again; pull: a
-bundle comes back from where it was put.
+"""deploy: a bundle is laid out for a server and put where it is found.
 
 Every byte of the bundle is checked before it is written, and again while it is copied.
 """
@@ -11,8 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,18 @@ import numpy as np
 
 from tlexport import __version__, tensors
 from tlexport.bundle import archive, golden, manifest, preflight
-from tlexport.bundle.layouts import (
-    Layout,
-    Model,
-    RawStep,
-    Wanted,
-    declared,
-    kserve,
-    ort_server,
-    ovms,
-    ray_serve,
-    triton,
-    tuning,
-)
+from tlexport.bundle.layouts import Layout, Model, RawStep, Wanted, declared, triton, tuning
+from tlexport.bundle.layouts.registry import LAYOUTS
 from tlexport.bundle.manifest import File, Manifest
-from tlexport.bundle.places import address, bundles, oci, store, versions
+from tlexport.bundle.places import Store, address, bundles, oci, records, removal, store, versions
 from tlexport.bundle.places.address import Address
 from tlexport.bundle.preflight import NOBODY, Trust
-from tlexport.errors import BundleError, PreflightError, RecipeError, StorageError
+from tlexport.errors import BundleError, RecipeError, StorageError
 from tlexport.graph import inspect, trace
 from tlexport.modalities.on_server import ON_SERVER
-from tlexport.progress import Progress
-from tlexport.results import DeployResult, MeasureResult, PullResult, RollbackResult
-from tlexport.run import digest, replacing
-
-LAYOUTS: dict[str, Layout] = {
-    "triton": triton, "kserve": kserve, "ort": ort_server, "ovms": ovms, "ray": ray_serve,
-}  # fmt: skip
+from tlexport.progress import Progress, byte_bar
+from tlexport.results import DeployResult, MeasureResult
+from tlexport.run import digest, replacing, storage_errors
 
 LONGEST_NAME = 200  # of the 255 bytes that a file's name may have, with what the layouts add to it
 
@@ -55,6 +38,7 @@ LONGEST_NAME = 200  # of the 255 bytes that a file's name may have, with what th
 class Options:
     """`name`: of the served model, by default the bundle's. `raw`: also what takes a client's raw samples (Triton).
     `storage`: the URI under which a cluster finds the place (KServe). `measured`: a bench result (JSON) whose knees count.
+    `keep`: older versions that stay beside the served one; None: all do.
     """
 
     target: str | None = None
@@ -64,6 +48,7 @@ class Options:
     storage: str | None = None
     measured: Path | None = None
     instances: int | None = None
+    keep: int | None = None
     dry_run: bool = False
 
 
@@ -81,79 +66,6 @@ def run(
     else:
         result = _whole(bundle, document, place, options, progress)
     return result.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-
-
-def rollback(place: str, name: str | None, *, version: int | None = None) -> RollbackResult:
-    """Serve the version before the one that is served, or `version`. Raises RecipeError, RunError, BundleError, StorageError."""
-    where = address.parse(place)
-    if where.kind not in LAYOUTS:
-        raise RecipeError(
-            f"{place} holds bundles, not versions that a server sees: deploy the older bundle instead"
-        )
-    at, layout = store(where.where), LAYOUTS[where.kind]
-    held = versions.names(at)
-    if name is None and len(held) != 1:
-        raise RecipeError(
-            f"{at.where} holds {', '.join(held)}: say which one"
-            if held
-            else f"{at.where} holds no deployed model"
-        )
-    chosen = name or held[0]
-    now, before, record = versions.restore(at, layout, chosen, version)
-    return RollbackResult(
-        place=at.where,
-        name=chosen,
-        version=now,
-        before=before,
-        models=record.models,
-        variant=record.variant,
-        deployed=record.made,
-    )
-
-
-def pull(source: str, out: Path, progress: Progress, *, trust: Trust = NOBODY) -> PullResult:
-    """Fetch a bundle into the new directory `out`; it takes that name after it has passed preflight.
-
-    Raises BundleError, PreflightError, StorageError, RecipeError for a source that is none.
-    """
-    started = time.monotonic()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StorageError(f"{out} exists and is left alone; name another --out")
-    place = address.of_bundle(source)
-    if place.kind == "tar":
-        return _pulled(source, out, archive.unpack(Path(place.where), out, trust=trust), None, started)
-    found = None
-    with replacing(out) as partial, _bar(progress, "pulling", 0) as advance:
-        if place.kind == "oci":
-            found = oci.pull(
-                place.where,
-                partial,
-                largest=preflight.LARGEST_BUNDLE,
-                most_files=preflight.MOST_FILES,
-                advance=advance,
-            )
-        else:
-            extra = (manifest.SIGNATURE,)
-            bundles.pull(
-                store(place.where), partial, largest=preflight.LARGEST_BUNDLE, extra=extra, advance=advance
-            )
-        try:
-            document = preflight.check(partial, trust=trust)
-        except PreflightError as error:
-            raise PreflightError(Path(source), error.refusals) from error
-    return _pulled(source, out, document, found, started)
-
-
-def _pulled(source: str, out: Path, document: Manifest, found: str | None, started: float) -> PullResult:
-    return PullResult(
-        source=source,
-        bundle=str(out),
-        name=document.name,
-        digest=found,
-        files=len(document.files),
-        bytes=sum(file.bytes for file in document.files.values()),
-        seconds=round(time.monotonic() - started, 2),
-    )
 
 
 def _served(
@@ -183,17 +95,16 @@ def _served(
     began = laid(1, None)  # refused before anything is written
     known = {"target": target, "variant": entry.variant.name, "bundle": document.name}
     notes = (*tuned.notes, *layout.notes(wanted))
-    held = versions.state(at, layout, wanted.name)
+    content = versions.identity((bundle / manifest.NAME).read_bytes(), _chosen(wanted, place))
+    held = records.state(at, layout, wanted.name)
     if options.dry_run:
-        version = 1 + max([*held.whole, *held.begun, held.current or 0], default=0)
-        planned = laid(version, held.current)
-        return _result(bundle, place, wanted, planned, notes).model_copy(
-            update={"version": version, "previous": held.current, "dry_run": True}
-        )
-    with _bar(progress, f"deploying {wanted.name}", sum(map(_size, began))) as advance:
+        found = _planned(at, layout, wanted.name, held, content, options.keep)
+        models = laid(found["version"], held.current)
+        return _result(bundle, place, wanted, models, notes).model_copy(update=found)
+    with byte_bar(progress, f"deploying {wanted.name}", sum(map(_size, began))) as advance:
         published = versions.publish(
             at, layout, wanted.name, laid,
-            content=versions.identity((bundle / manifest.NAME).read_bytes(), _chosen(wanted, place)),
+            content=content,
             describes=known,
             trusted={str(bundle / name): file.sha256 for name, file in document.files.items()},
             advance=advance,
@@ -211,8 +122,38 @@ def _served(
             "bytes": published.bytes,
             "was_there": published.was_there,
             "removed": published.removed,
+            "pruned": _pruned(at, layout, wanted.name, published, options.keep),
         }
     )
+
+
+def _planned(
+    at: Store, layout: Layout, name: str, held: records.State, content: str, keep: int | None
+) -> dict[str, Any]:
+    """What a dry run tells of versions: what would be published and removed."""
+    version, was_there = versions.planned(held, content)
+    pruned = () if keep is None else removal.prunable(at, layout, name, held, version, held.current, keep)
+    return {
+        "version": version,
+        "previous": held.current,
+        "was_there": was_there,
+        "pruned": pruned,
+        "dry_run": True,
+    }
+
+
+def _pruned(
+    at: Store, layout: Layout, name: str, published: versions.Published, keep: int | None
+) -> tuple[int, ...]:
+    """Raises StorageError, and then says that the new version is served all the same."""
+    if keep is None:
+        return ()
+    try:
+        return removal.prune(at, layout, name, published.version, published.previous, keep)
+    except StorageError as error:
+        raise StorageError(
+            f"version {published.version} of {name} is served, but older ones could not be removed: {error}"
+        ) from error
 
 
 def _result(
@@ -284,7 +225,7 @@ def _whole(
         return result
     if place.kind == "tar":
         return result.model_copy(update={"was_there": _archived(bundle, Path(place.where))})
-    with _bar(progress, f"deploying {document.name}", size) as advance:
+    with byte_bar(progress, f"deploying {document.name}", size) as advance:
         if place.kind == "oci":
             annotations = {
                 "org.opencontainers.image.title": document.name,
@@ -306,12 +247,16 @@ def _of_a_server(options: Options) -> dict[str, bool]:
         "--storage-uri": options.storage is not None,
         "--measured": options.measured is not None,
         "--instances": options.instances is not None,
+        "--keep": options.keep is not None,
     }
 
 
 def _archived(bundle: Path, out: Path) -> bool:
     """Equal bundles make equal archives: whether the very same one was there. Raises StorageError for another file."""
-    with tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder:
+    with (
+        storage_errors(out),
+        tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as folder,
+    ):
         made = Path(folder) / out.name
         archive.pack(bundle, made)
         if not out.exists():
@@ -370,17 +315,3 @@ def _chosen(wanted: Wanted, place: Address) -> dict[str, Any]:
 def _size(model: Model) -> int:
     contents = (*model.version.values(), *model.shared.values(), model.config)
     return sum(len(own) if isinstance(own, bytes) else own.stat().st_size for own in contents)
-
-
-@contextmanager
-def _bar(progress: Progress, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    done = 0
-    with progress.bar(label) as step:
-
-        def advance(moved: int) -> None:
-            nonlocal done
-            done += moved
-            if total:
-                step(min(done, total), total, f"{done / 1e6:.1f} MB")
-
-        yield advance

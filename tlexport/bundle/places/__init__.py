@@ -31,6 +31,9 @@ class Store(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Replace it at once."""
 
+    def digest(self, name: str, most: int, advance: Advance) -> str | None:
+        """SHA-256, read a block at a time; None if it is not there. Raises StorageError beyond `most` bytes."""
+
     def put(self, name: str, source: Path, advance: Advance) -> None: ...
 
     def get(self, name: str, destination: Path, most: int, advance: Advance) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -26,16 +27,33 @@ class Folder:
 
     def files(self, folder: str) -> dict[str, int]:
         base = self._path(folder)
-        found = [path for path in base.rglob("*") if path.is_file() and not path.name.endswith(".partial")]
-        return {path.relative_to(base).as_posix(): path.stat().st_size for path in found}
+        with _reading(base):
+            found = [
+                path for path in base.rglob("*") if path.is_file() and not path.name.endswith(".partial")
+            ]
+            return {path.relative_to(base).as_posix(): path.stat().st_size for path in found}
 
     def read(self, name: str, most: int) -> bytes | None:
         path = self._path(name)
-        if not path.is_file():
-            return None
-        if path.stat().st_size > most:
-            raise StorageError(f"{path} is larger than it can be ({most} bytes)")
-        return path.read_bytes()
+        with _reading(path):
+            if not path.is_file():
+                return None
+            _bounded(path, path.stat().st_size, most)
+            return path.read_bytes()
+
+    def digest(self, name: str, most: int, advance: Advance) -> str | None:
+        path = self._path(name)
+        whole, size = hashlib.sha256(), 0
+        with _reading(path):
+            if not path.is_file():
+                return None
+            with path.open("rb") as handle:
+                while block := handle.read(_BLOCK):
+                    size += len(block)
+                    _bounded(path, size, most)
+                    whole.update(block)
+                    advance(len(block))
+        return whole.hexdigest()
 
     def create(self, name: str, content: bytes) -> bool:
         """Written beside and linked: the name appears with its content."""
@@ -62,10 +80,10 @@ class Folder:
 
     def get(self, name: str, destination: Path, most: int, advance: Advance) -> None:
         path = self._path(name)
-        if not path.is_file():
-            raise StorageError(f"{self.where} has no {name}")
-        if path.stat().st_size > most:
-            raise StorageError(f"{path} is larger than it can be ({most} bytes)")
+        with _reading(path):
+            if not path.is_file():
+                raise StorageError(f"{self.where} has no {name}")
+            _bounded(path, path.stat().st_size, most)
         with storage_errors(destination):
             _copy(path, destination, advance)
 
@@ -74,8 +92,9 @@ class Folder:
         with storage_errors(path):
             if path.is_dir():
                 shutil.rmtree(path)
-            else:
+            elif path.exists():
                 path.unlink(missing_ok=True)
+                flush(path.parent)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -99,12 +118,28 @@ class Folder:
 
     def _path(self, name: str) -> Path:
         path = self.root / name
-        for part in (path, *path.parents):
-            if part == self.root:
-                break
-            if part.is_symlink():
-                raise StorageError(f"{part} is a link; what is deployed stays in {self.where}")
+        with _reading(path):
+            for part in (path, *path.parents):
+                if part == self.root:
+                    break
+                if part.is_symlink():
+                    raise StorageError(f"{part} is a link; what is deployed stays in {self.where}")
         return path
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {error.filename or path}: {error.strerror}; choose a place that this user may read and write"
+        ) from error
+
+
+def _bounded(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise StorageError(f"{path} is larger than it can be ({most} bytes)")
 
 
 def _copy(source: Path, destination: Path, advance: Advance) -> None:

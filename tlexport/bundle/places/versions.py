@@ -1,57 +1,31 @@
-"""Versions of a model at a place, whole before they are seen: publish one, go back to one.
-
-NAME/N/claim.json       whoever made it first owns number N, of all models that are written together
-NAME/N/...              the version's files, and its configuration
-NAME/N/deployed.json    written last: with it the version is whole; it says what it is, and the size and SHA-256 of each file
-CONFIG                  where the server looks (NAME/config.pbtxt ...): replaced at once, and only by a whole version's
-
-A deployer that dies before the last step leaves a version that nobody names; the next one removes it. Two at once have
-two numbers, and the configuration names one of them.
-"""
+"""Versions of a model at a place, whole before they are seen: publish one, go back to one. What stands there: records."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from tlexport.bundle.layouts import Content, Layout, Model
-from tlexport.bundle.places import Advance, Store, claims
+from tlexport.bundle.places import Advance, Store, claims, removal
+from tlexport.bundle.places.records import (
+    LARGEST_CONFIG,
+    LARGEST_RECORD,
+    RECORD,
+    Record,
+    State,
+    Written,
+    served,
+    state,
+)
 from tlexport.errors import BundleError, RunError
 from tlexport.run import digest
 
-RECORD = "deployed.json"
-LARGEST_RECORD = 4 << 20
-LARGEST_CONFIG = 4 << 20
 _TRIES = 20
-
-
-class Written(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str
-    bytes: int
-
-
-class Record(BaseModel):
-    """What a whole version is. `content`: digest of the bundle's manifest and of all that was chosen for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    record_version: int = 1
-    content: str
-    bundle: str
-    target: str
-    variant: str
-    models: tuple[str, ...]
-    made: str
-    files: dict[str, Written]
 
 
 @dataclass(frozen=True)
@@ -88,125 +62,93 @@ def publish(
     StorageError.
     """
     at_hand = state(store, layout, name)
-    for version, record in at_hand.whole.items():
-        if record.content == content:
-            _check(store, record)
-            _serve(
-                store, layout, record, version
-            )  # one that died while it did so left some of its models behind
-            size = sum(own.bytes for own in record.files.values())
-            return Published(version, at_hand.current, record.models, len(record.files), size, True)
-    removed = _remove_orphans(store, name, at_hand)
-    version = _claimed(store, name, at_hand)
+    removed = removal.orphans(store, name, at_hand)
+    first, was_there = planned(at_hand, content)
+    if was_there:  # served or not: one that died while it did so left some of its models behind
+        restore(store, layout, name, at_hand, first, advance=advance, backwards=False)
+        store.remove(f"{name}/{first}/{claims.NAME}")
+        return _published(first, at_hand.current, at_hand.whole[first], removed, was_there=True)
+    version = _claimed(store, name, first)
     models = laid(version, at_hand.current)
     written = _write(store, layout, models, version, trusted, advance)
     record = Record(
         content=content,
         models=tuple(model.name for model in models),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        previous=at_hand.current,
         files=written,
         **describes,
     )
     store.write(f"{name}/{version}/{RECORD}", record.model_dump_json(indent=2).encode())
-    store.remove(f"{name}/{version}/{claims.NAME}")
     _serve(store, layout, record, version, newest=True)
-    size = sum(own.bytes for own in written.values())
-    return Published(version, at_hand.current, record.models, len(written), size, False, removed)
+    store.remove(f"{name}/{version}/{claims.NAME}")
+    return _published(version, at_hand.current, record, removed, was_there=False)
 
 
-def restore(store: Store, layout: Layout, name: str, wanted: int | None) -> tuple[int, int | None, Record]:
-    """Serve an older whole version again, `wanted` or the one before what is served: (version, before, its record).
+def _published(
+    version: int, previous: int | None, record: Record, removed: tuple[int, ...], *, was_there: bool
+) -> Published:
+    return Published(version, previous, record.models, len(record.files), record.bytes, was_there, removed)
 
-    Raises RunError if there is none, BundleError if one of its files is not what was written.
+
+def planned(at_hand: State, content: str) -> tuple[int, bool]:
+    """The version that `publish` would serve, and whether it is there already."""
+    for version, record in at_hand.whole.items():
+        if record.content == content:
+            return version, True
+    return 1 + max([*at_hand.whole, *at_hand.begun, at_hand.current or 0], default=0), False
+
+
+def to_restore(store: Store, name: str, at_hand: State, wanted: int | None) -> int:
+    """The whole version `wanted`, or the one served before the one that is; where that is unknown or gone, the next older one.
+
+    Raises RunError if there is none.
     """
-    at_hand = state(store, layout, name)
-    older = [number for number in at_hand.whole if at_hand.current is None or number < at_hand.current]
-    version = wanted if wanted is not None else max(older, default=None)
+    version = wanted if wanted is not None else _before(at_hand)
     if version is None or version not in at_hand.whole:
         held = ", ".join(map(str, sorted(at_hand.whole))) or "none"
         raise RunError(
             f"{store.where} has no {'version ' + str(wanted) if wanted is not None else 'older version'} of {name} to go back to "
             f"(whole versions: {held}; served: {at_hand.current or 'none'})"
         )
-    record = at_hand.whole[version]
-    _check(store, record)
-    _serve(store, layout, record, version, backwards=True)
-    return version, at_hand.current, record
+    return version
 
 
-@dataclass(frozen=True)
-class State:
-    """`whole`: version -> record. `begun`: numbers that something stands under without a record."""
+def _before(at_hand: State) -> int | None:
+    current = at_hand.whole.get(at_hand.current) if at_hand.current is not None else None
+    if current is not None and current.previous in at_hand.whole:
+        return current.previous
+    older = (number for number in at_hand.whole if at_hand.current is None or number < at_hand.current)
+    return max(older, default=None)
 
-    whole: dict[int, Record]
-    begun: tuple[int, ...]
-    current: int | None
 
+def restore(
+    store: Store,
+    layout: Layout,
+    name: str,
+    at_hand: State,
+    version: int,
+    *,
+    advance: Advance = lambda moved: None,
+    backwards: bool = True,
+) -> None:
+    """Serve a whole version again, after every byte of it was checked.
 
-def state(store: Store, layout: Layout, name: str) -> State:
-    """Raises RunError for a configuration that was changed into what names no version."""
-    files = store.files(name)
-    numbers = {int(part) for file in files if (part := file.partition("/")[0]).isdigit() and "/" in file}
-    whole = {
-        number: record
-        for number in sorted(numbers)
-        if f"{number}/{RECORD}" in files and (record := _record(store, f"{name}/{number}/{RECORD}"))
-    }
-    path = layout.config_path(name)
-    configured = store.read(path, LARGEST_CONFIG)
-    try:
-        current = layout.served(configured, name) if configured is not None else None
-    except ValueError as error:
+    Raises BundleError if one is not what was written, RunError if the version was removed meanwhile, StorageError.
+    """
+    record, before = at_hand.whole[version], at_hand.current
+    _check(store, record, f"{name}/{version}", advance)
+    _serve(store, layout, record, version, backwards=backwards)
+    if store.read(f"{name}/{version}/{RECORD}", LARGEST_RECORD) is None:
+        if before in at_hand.whole and before != version:
+            _serve(store, layout, at_hand.whole[before], before, backwards=not backwards)
         raise RunError(
-            f"{store.where}/{path} does not say which version is served ({error}); it is not from tlexport: "
-            "move it away, or choose another --name"
-        ) from error
-    return State(whole, tuple(sorted(numbers - whole.keys())), current)
+            f"{store.where}: another deployer removed version {version} of {name} meanwhile; choose another version"
+        )
 
 
-def names(store: Store) -> tuple[str, ...]:
-    """Every model that was deployed here; of those written together the one that owns their numbers."""
-    found = (re.fullmatch(rf"([^/]+)/\d+/{re.escape(RECORD)}", file) for file in store.files(""))
-    return tuple(sorted({match[1] for match in found if match}))
-
-
-def _record(store: Store, path: str) -> Record | None:
-    content = store.read(path, LARGEST_RECORD)
-    try:
-        return Record.model_validate_json(content) if content is not None else None
-    except ValidationError as error:
-        raise RunError(
-            f"{store.where}/{path} is no record that this tlexport can read: {error.error_count()} mistakes"
-        ) from error
-
-
-def _remove_orphans(store: Store, name: str, at_hand: State) -> tuple[int, ...]:
-    """Begun versions whose deployer is dead; a live one's stays, and so does what no deployer claimed."""
-    removed = []
-    for version in at_hand.begun:
-        claim = store.read(f"{name}/{version}/{claims.NAME}", LARGEST_CONFIG)
-        if claim is None or version == at_hand.current or not claims.is_dead(claim, time.time()):
-            continue
-        for own in _companions(name):
-            store.remove(f"{own}/{version}")
-        for file in store.files(f"{name}/{version}"):
-            if file != claims.NAME:
-                store.remove(f"{name}/{version}/{file}")
-        store.remove(
-            f"{name}/{version}"
-        )  # the claim last: without it nobody would know that this may be removed
-        removed.append(version)
-    return tuple(removed)
-
-
-def _companions(name: str) -> tuple[str, ...]:
-    """Models that a layout may write beside `name`, under the same numbers."""
-    return (f"{name}-prepare", f"{name}-raw")
-
-
-def _claimed(store: Store, name: str, at_hand: State) -> int:
+def _claimed(store: Store, name: str, first: int) -> int:
     """A number that nobody had: the one who creates its claim owns it."""
-    first = 1 + max([*at_hand.whole, *at_hand.begun, at_hand.current or 0], default=0)
     for version in range(first, first + _TRIES):
         if store.create(f"{name}/{version}/{claims.NAME}", claims.owner()):
             return version
@@ -247,15 +189,20 @@ def _written(
     return own
 
 
-def _check(store: Store, record: Record) -> None:
-    """By size: a place's objects are read by the server, not by us."""
-    for folder in {path.partition("/")[0] for path in record.files}:
-        there = store.files(folder)
-        for path, own in record.files.items():
-            if path.startswith(f"{folder}/") and there.get(path[len(folder) + 1 :]) != own.bytes:
-                raise BundleError(
-                    f"{store.where}/{path} is missing or not what was deployed; it is not served again"
-                )
+def _check(store: Store, record: Record, version: str, advance: Advance) -> None:
+    """Sizes first, which are known before anything is read; they bound what is."""
+    folders = {path.partition("/")[0] for path in record.files}
+    there = {f"{folder}/{file}": size for folder in folders for file, size in store.files(folder).items()}
+    sizes = (path for path, own in record.files.items() if there.get(path) != own.bytes)
+    contents = (
+        path for path, own in record.files.items() if store.digest(path, own.bytes, advance) != own.sha256
+    )
+    wrong = next(itertools.chain(sizes, contents), None)
+    if wrong is not None:
+        raise BundleError(
+            f"{store.where}/{wrong} is missing or not what was deployed, so that {version} is not served again; "
+            f"choose another version, or remove {version} and deploy its bundle anew"
+        )
 
 
 def _serve(
@@ -275,7 +222,7 @@ def _serve(
         path = layout.config_path(name)
         with store.alone():
             current = store.read(path, LARGEST_CONFIG)
-            now = layout.served(current, name) if current is not None else None
+            now = served(store, layout, name)
             if newest and now is not None and now > version:
                 raise RunError(
                     f"{store.where}: another deployer's version {now} of {name} is served meanwhile; version {version} is whole "
