@@ -23,6 +23,7 @@ from tlexport.backends import (
     Tensors,
     capabilities,
     receipt,
+    signal_stack,
     typed,
 )
 from tlexport.errors import CompileError, NotInstalledError
@@ -152,11 +153,12 @@ def _compile(graph: Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | 
     }
     core = openvino.Core()
     try:
-        if shapes is None:
-            return core.compile_model(str(graph), "CPU", config)
-        model = core.read_model(str(graph))
-        model.reshape(dict(shapes))
-        return core.compile_model(model, "CPU", config)
+        with signal_stack.kept():
+            if shapes is None:
+                return core.compile_model(str(graph), "CPU", config)
+            model = core.read_model(str(graph))
+            model.reshape(dict(shapes))
+            return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         text = typed.explained(str(error).strip(), graph)
         raise CompileError(f"OpenVINO refused {graph}: {text}") from error
