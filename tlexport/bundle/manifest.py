@@ -32,7 +32,7 @@ class File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=1 << 63)
 
 
 class Platform(BaseModel):
@@ -80,8 +80,8 @@ class Manifest(BaseModel):
     task: str
     classes: tuple[str, ...]
     preprocessing: dict[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     batch: Profile
     decision: Decision | None = Field(None, description="how probabilities become a decision")
     metric: str

@@ -76,6 +76,5 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
         traceback.print_exc()
     if Output.as_json:
         show.document({"error": message, "kind": kind, "exit_code": code})
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
+    show.error(message)
     sys.exit(code)

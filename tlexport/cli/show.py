@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tlexport.cli.options import Output
+from tlexport.progress import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -86,6 +87,11 @@ def document(document: dict[str, Any]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def error(message: str) -> None:
+    sys.stderr.write(f"error: {printable(message)}\n")
+    sys.stderr.flush()
 
 
 def progress() -> Terminal:
