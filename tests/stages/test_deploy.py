@@ -262,6 +262,15 @@ def test_a_layouts_folder_may_end_like_an_archive(bundle_copy: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("place", ["triton", "triton-python", "ort", "ray", "ovms"])
+def test_a_backend_that_nobody_knows(bundle_copy: Path, tmp_path: Path, place: str) -> None:
+    targets = json.loads((bundle_copy / manifest.NAME).read_text())["targets"]
+    targets["cpu"]["variant"]["backend"] = "other"
+    rewritten(bundle_copy, targets=targets)
+    with pytest.raises(RecipeError):
+        deploy.run(bundle_copy, f"{place}:{tmp_path / 'models'}", Silent())
+
+
+@pytest.mark.parametrize("place", ["triton", "triton-python", "ort", "ray", "ovms"])
 def test_what_a_server_cannot_run_names_an_override_that_exists(
     bundle_copy: Path, tmp_path: Path, place: str
 ) -> None:

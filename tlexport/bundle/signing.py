@@ -187,13 +187,15 @@ def _require_curve(path: Path, key: Any) -> None:
     name = getattr(getattr(key, "curve", None), "name", None)
     if name not in CURVES:
         raise RecipeError(
-            f"{path} cannot be used: {f'its curve is {name}' if name else 'not a key of an elliptic curve'} "
+            f"{path} cannot be used: {f'its curve is {name}' if name else 'not a key for ECDSA'} "
             f"(curves: {', '.join(CURVES)}); make one with: {_MAKE}"
         )
 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # it is read twice, and a device never ends
+            raise RecipeError(f"{path} cannot be read: it is no plain file")
         if path.stat().st_size > LARGEST_KEY:
             raise RecipeError(f"{path} is larger than any key")
         return path.read_bytes()
