@@ -130,6 +130,14 @@ def test_a_lock_dies_with_its_process(run: Run) -> None:
         pass
 
 
+def test_a_directory_in_the_way_is_a_storage_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="a directory of that name is in the way"),
+        storage_errors(tmp_path),
+    ):
+        tmp_path.write_text("x")
+
+
 def test_a_full_device_is_a_storage_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")

@@ -241,6 +241,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "a part of the path is a file, not a directory; choose another directory",
             errno.ENAMETOOLONG: "a name in the path is too long; choose a shorter one",
             errno.EEXIST: "a file of that name is in the way; choose another directory",
+            errno.EISDIR: "a directory of that name is in the way; choose another directory",
         }
         if error.errno not in reasons:
             raise

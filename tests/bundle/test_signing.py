@@ -220,6 +220,11 @@ def test_the_library_itself_verifies_it_whatever_the_directory_is_called(
         config.verify(moved, moved / manifest.SIGNATURE)
 
 
+def test_a_link_to_the_bundle_that_runs_is_followed(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(signed[0])
+    preflight.check(tmp_path / "current", trust=Trust(public_key=signed[2]))
+
+
 def test_signed_on_the_command_line_and_verified(
     built: Built, run_copy: Run, tmp_path: Path, tlx: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

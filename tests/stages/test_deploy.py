@@ -200,6 +200,12 @@ def test_a_place_that_is_none(built: Built, tlx: Tlx, to: str) -> None:
     assert ended.code == RecipeError.exit_code and ended.out == ""
 
 
+@pytest.mark.parametrize("scheme", ["oci", "s3"])
+def test_a_password_in_a_place_is_refused_and_not_repeated(built: Built, tlx: Tlx, scheme: str) -> None:
+    ended = tlx("deploy", built.bundle, "--to", f"{scheme}://user:hunter2@example.org/team/model:1")
+    assert ended.code == RecipeError.exit_code and "hunter2" not in ended.err
+
+
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "", "ü", "-x", "a" * 201])
 def test_a_name_stays_inside(bundle_copy: Path, tmp_path: Path, name: str) -> None:
     rewritten(bundle_copy, name=name)

@@ -141,9 +141,9 @@ def read(bundle: Path) -> Manifest:
         raise _refused(bundle, "manifest", f"{bundle} is not a bundle ({why})")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise _refused(
-            bundle, "manifest", f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
+            bundle, "manifest", f"{NAME} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
         )
-    unreadable = f"{path} is not a manifest this tlexport can read"
+    unreadable = f"{NAME} is not a manifest this tlexport can read"
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
