@@ -245,7 +245,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         }
         if error.errno not in reasons:
             raise
-        raise StorageError(f"cannot write {error.filename or path}: {reasons[error.errno]}") from error
+        written = (
+            error.filename2 or error.filename or path
+        )  # of a copy or a rename, the second is where it goes
+        raise StorageError(f"cannot write {written}: {reasons[error.errno]}") from error
 
 
 @contextlib.contextmanager
