@@ -65,6 +65,38 @@ def test_wrong_usage(tlx: Cli, arguments: list[str]) -> None:
     assert (told.code, told.json["exit_code"], told.json["kind"]) == (2, 2, "UsageError")
 
 
+@pytest.mark.parametrize("command", ["bench", "load"])
+@pytest.mark.parametrize("flag", ["--rate", "--seconds", "--max-p99"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1", "0"])
+def test_what_never_ends_is_no_number(tlx: Cli, command: str, flag: str, value: str) -> None:
+    at = ["http://localhost:1"] if command == "load" else []
+    done = tlx(command, *at, "bundle", flag, value)
+    assert done.code == 2 and flag in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["schema", "build"], 7, "error: cannot write the output: the disk is full"),
+        (["recipes", "--json"], 7, "error: cannot write the output: the disk is full"),
+        (["export", "gone", "--json"], 6, "error: gone is not a run"),
+    ],
+)
+def test_a_full_standard_output_is_a_storage_error(arguments: list[str], code: int, said: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tlexport", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert done.stderr.startswith(said)
+
+
 def test_schemas_are_listed_and_an_unknown_one_is_an_error(tlx: Cli) -> None:
     names = tlx("schema").out.split()
     extra = {"recipes", "recipe", "bundle", "bench-bundle", "gate", "replay", "error"}

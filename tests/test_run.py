@@ -130,6 +130,21 @@ def test_a_lock_dies_with_its_process(run: Run) -> None:
         pass
 
 
+def test_a_directory_in_the_way_is_a_storage_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="a directory of that name is in the way"),
+        storage_errors(tmp_path),
+    ):
+        tmp_path.write_text("x")
+
+
+def test_a_copy_that_fails_names_where_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "from").write_text("x")
+    (tmp_path / "to").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write \S*/to: "), storage_errors(tmp_path):
+        (tmp_path / "from").replace(tmp_path / "to")
+
+
 def test_a_full_device_is_a_storage_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")

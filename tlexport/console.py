@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
-from tlexport.progress import Step
+from tlexport.progress import Step, printable
 from tlexport.results import MeasureResult, Variant, VerifyResult
 from tlexport.timings import Latency
 
@@ -28,10 +29,10 @@ class Terminal:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
     @contextmanager
     def bar(self, label: str, *, still: bool = False) -> Iterator[Step]:
@@ -106,7 +107,7 @@ def variants_table(
         elif verdict == "undecided":
             verdict = variant.reason  # it says so itself
         table.add_row(
-            f"{mark} {variant.name}",
+            _plain(f"{mark} {variant.name}"),
             _number(variant.metric, ".4f"),
             _number(variant.drop, "+.4f"),
             _number(variant.drop_high, "+.4f"),
@@ -114,7 +115,7 @@ def variants_table(
             _milliseconds(variant.p99_ms),
             _number(variant.speedup, ".2f", "x"),
             _number(variant.size_bytes / 1e6 if variant.size_bytes else None, ".1f"),
-            verdict.replace("[", r"\["),
+            _plain(verdict),
             style=style,
         )
     return table
@@ -192,7 +193,7 @@ def pairs_table(rows: dict[str, str]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for key, value in rows.items():
-        table.add_row(key.replace("[", r"\["), value.replace("[", r"\["))
+        table.add_row(_plain(key), _plain(value))
     return table
 
 
@@ -201,11 +202,16 @@ def rows_table(rows: tuple[dict[str, Any], ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, first in rows[0].items():
         number = isinstance(first, float)
-        table.add_column(heading.replace("[", r"\["), justify="right" if number else "left")
+        table.add_column(_plain(heading), justify="right" if number else "left")
     for row in rows:
         cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
+        table.add_row(*map(_plain, cells))
     return table
+
+
+def _plain(text: str) -> Text:
+    """As it is: brackets are no markup, and nothing in it is obeyed."""
+    return Text(printable(text))
 
 
 def _milliseconds(value: float | None) -> str:

@@ -40,6 +40,13 @@ class Silent:
         yield _unseen
 
 
+def printable(text: str) -> str:
+    """The text with all that a terminal would obey, or an encoder refuse, written out: a bundle's words are anybody's."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def _unseen(done: float, total: int, doing: str = "") -> None:
     pass
 

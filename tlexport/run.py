@@ -248,7 +248,10 @@ def storage_errors(path: Path) -> Iterator[None]:
             reasons[errno.ENOENT] = "no file or directory can be made there; choose another directory"
         if error.errno not in reasons:
             raise
-        raise StorageError(f"cannot write {error.filename or path}: {reasons[error.errno]}") from error
+        written = (
+            error.filename2 or error.filename or path
+        )  # of a copy or a rename, the second is where it goes
+        raise StorageError(f"cannot write {written}: {reasons[error.errno]}") from error
 
 
 def _cannot_be_made(error: OSError, path: Path) -> bool:

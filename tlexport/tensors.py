@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LARGEST_BATCH = 1 << 16
 
 
 class TensorSpec(BaseModel):
@@ -32,7 +34,7 @@ class Profile(BaseModel):
 
     min: int = 1
     opt: int = 1
-    max: int = 64
+    max: int = Field(64, le=LARGEST_BATCH)
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:

@@ -38,6 +38,9 @@ def refused(path: Path, folder: Path) -> str:
         archive.unpack(path, folder / "out")
     assert set(folder.rglob("*")) == before
     assert stopped.value.untrusted
+    assert str(stopped.value).startswith(f"{path} may not be trusted") and ".partial" not in str(
+        stopped.value
+    )
     return stopped.value.refusals[0].kind
 
 

@@ -41,6 +41,23 @@ def test_what_is_no_array_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / golden.INPUTS).write_bytes(b"none")
     with pytest.raises(BundleError, match="no array that can be read"):
         golden.load(bundle_copy, manifest.read(bundle_copy))
+    for size in (10**15, 10**30, -1):
+        with (bundle_copy / golden.INPUTS).open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+            np.lib.format.write_array_header_1_0(file, header)
+        with pytest.raises(BundleError, match="no array that can be read"):
+            golden.load(bundle_copy, manifest.read(bundle_copy))
+    with (bundle_copy / golden.INPUTS).open("wb") as file:
+        np.savez_compressed(file, inputs=np.zeros(8))
+    with pytest.raises(BundleError, match="no array that can be read"):
+        golden.load(bundle_copy, manifest.read(bundle_copy))
     np.save(bundle_copy / golden.INPUTS, np.array([{}], object), allow_pickle=True)
     with pytest.raises(BundleError, match="no array that can be read"):
         golden.load(bundle_copy, manifest.read(bundle_copy))
+
+
+def test_a_type_that_numpy_does_not_know_is_no_array_s(built: Built) -> None:
+    document = manifest.read(built.bundle)
+    spec = document.inputs[0].model_copy(update={"dtype": "uint9"})
+    with pytest.raises(BundleError, match="the manifest says uint9"):
+        golden.load(built.bundle, document.model_copy(update={"inputs": (spec,)}))

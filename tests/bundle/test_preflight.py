@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import junit_file
 import pytest
+from changed_bundles import rewritten
 from pipeline import Built, Ended
 
 from tlexport.bundle import fit, manifest, names, preflight
@@ -21,6 +22,8 @@ from tlexport.bundle.preflight import Trust
 from tlexport.errors import PreflightError
 from tlexport.results import Variant
 from tlexport.stages import verify_bundle
+
+Tlx = Callable[..., Ended]
 
 HERE = fit.Here(
     system="Linux",
@@ -106,6 +109,20 @@ def test_what_is_no_bundle_is_told_by_what_it_is(built: Built, bundle_copy: Path
         with pytest.raises(PreflightError, match=says) as refused:
             preflight.check(path)
         assert [refusal.kind for refusal in refused.value.refusals] == ["manifest"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": []},
+        {"outputs": []},
+        {"batch": {"min": 1, "opt": 1, "max": 10**12}},
+        {"batch": {"min": 1, "opt": 1, "max": 10**30}},
+    ],
+)
+def test_a_manifest_of_no_model_is_no_manifest(bundle_copy: Path, change: dict[str, Any]) -> None:
+    edited(bundle_copy, lambda document: document.update(change))
+    assert kinds(bundle_copy) == ["manifest"]
 
 
 def test_a_later_version_is_refused_as_one(bundle_copy: Path) -> None:
@@ -329,3 +346,29 @@ def test_a_target_that_cannot_be_loaded_is_a_failure_only_where_none_can(bundle_
     edited(bundle_copy, lambda d: d["targets"].pop("cpu"))
     assert verdicts() == ["pass", "fail"]
     assert verify_bundle.failure(verify_bundle.run(bundle_copy)) is not None
+
+
+def test_nothing_that_a_bundle_says_is_obeyed_by_the_terminal(bundle_copy: Path, tlx: Tlx) -> None:
+    rewritten(bundle_copy, name="a\x1b[2J\r\u202eb", backbone="\ud800\\[/red]", reference=None)
+    odd = os.fsencode(bundle_copy) + b"/\xff\x1b[31m"
+    os.close(os.open(odd, os.O_CREAT))
+    refused = tlx("verify-bundle", str(bundle_copy))
+    assert refused.code == 11
+    Path(os.fsdecode(odd)).unlink()
+    shown = tlx("inspect", str(bundle_copy))
+    assert shown.code == 0, shown.err
+    for text in (refused.out, refused.err, shown.out, shown.err):
+        assert not any(c in text for c in "\x1b\r\u202e")
+    assert r"a\x1b[2J\r\u202eb" in shown.out and r"\ud800\[/red]" in shown.out
+    assert "not known" in shown.out
+
+
+@pytest.mark.parametrize("size", [1 << 63, 10**400, int("9" * 4299)])
+def test_a_size_beyond_any_file_is_a_reason_and_no_crash(bundle_copy: Path, tlx: Tlx, size: int) -> None:
+    def changed(document: dict) -> None:
+        for file in document["files"].values():
+            file["bytes"] = size
+
+    edited(bundle_copy, changed)
+    found = tlx("verify-bundle", str(bundle_copy))
+    assert found.code == 11 and "bytes" in found.err, found.err

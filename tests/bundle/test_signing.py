@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -219,6 +220,11 @@ def test_the_library_itself_verifies_it_whatever_the_directory_is_called(
         config.verify(moved, moved / manifest.SIGNATURE)
 
 
+def test_a_link_to_the_bundle_that_runs_is_followed(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(signed[0])
+    preflight.check(tmp_path / "current", trust=Trust(public_key=signed[2]))
+
+
 def test_signed_on_the_command_line_and_verified(
     built: Built, run_copy: Run, tmp_path: Path, tlx: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,10 +272,13 @@ def test_a_key_that_cannot_sign_is_told_before_any_work(
     assert "it is not encrypted: unset TLEXPORT_KEY_PASSWORD" in told(plain)
     monkeypatch.delenv(signing.PASSWORD)
     assert "its curve is secp256k1" in told(koblitz)
-    assert "not a key of an elliptic curve" in told(rsa)
+    assert "not a key for ECDSA" in told(rsa)
     assert "not a private key in PEM; make one with: openssl ecparam" in told(tmp_path / "text")
     assert "not a private key in PEM" in told(public)
     assert "No such file" in told(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        assert "it is no plain file" in told(endless)
 
 
 def test_keyless_without_a_network_fails_cleanly(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -102,6 +103,35 @@ def test_null_is_a_missing_number() -> None:
     assert found[0, 1] == 1
 
 
+def test_null_is_a_member_without_a_value() -> None:
+    """As MLServer's client writes its requests."""
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": None, "data": [1, 2]}
+    request = {
+        "id": None,
+        "parameters": {"timeout": None, "binary_data_output": None, "content_type": None},
+        "inputs": [x],
+        "outputs": [{"name": "y", "parameters": None}],
+    }
+    model = Interface(
+        (TensorSpec(name="x", dtype="float32", shape=("batch", 2)),),
+        (TensorSpec(name="y", dtype="float32", shape=("batch",)),),
+        4,
+    )
+    found = protocol.decode_request(json.dumps(request).encode(), None, model)
+    assert (found.id, found.outputs, found.timeout_us) == ("", (("y", False),), None)
+
+
+def test_long_words_take_no_memory() -> None:
+    """numpy would make every element as wide as the longest: here 8 GB."""
+    body = edited(data=["x" * 200_000, *[""] * 9_999])
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="numbers alone"):
+        protocol.decode_request(body, None, MODEL)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * len(body)
+
+
 def edited(**changes: object) -> bytes:
     """A right request in JSON with its first input or itself changed; None removes a member."""
     x = {"name": "x", "datatype": "FP32", "shape": [1, 2, 3], "data": [1.0] * 6}
@@ -141,6 +171,8 @@ WRONG = {
     "too few numbers": (edited(data=[1.0] * 5), "that many in a row"),
     "ragged": (edited(data=[[1.0, 2.0], [3.0]]), "no tensor"),
     "words": (edited(data=["1"] * 6), "numbers alone"),
+    "a word among rows": (edited(data=[[1.0, 2.0, 3.0], [1.0, "2", 3.0]]), "numbers alone"),
+    "an integer beyond every float": (edited(data=[10**400] * 6), "beyond its range"),
     "booleans": (edited(data=[True] * 6), "numbers alone"),
     "beyond range": (edited(data=[1e300] * 6), "beyond its range"),
     "data no array": (edited(data=1.0), "needs `data` that is an array"),

@@ -533,7 +533,8 @@ def test_bounds(echo: Launch) -> None:
         (b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\n\r\n", b"431"),
         (b"\x16\x03\x01 this is TLS", b"400"),
         (path + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
-        (path + b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n{}", b"400"),
+        (path + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
+        (b"CONNECT example.com:443 HTTP/1.1\r\n\r\n", b"405"),
         (path + b"Content-Length: 2\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n{}", b"415"),
         (
             path
@@ -548,6 +549,85 @@ def test_bounds(echo: Launch) -> None:
         assert b"Connection: close" in answer
     assert ask(live.connect(), sample(1))[0] == 200
     assert live.metric("tlexport_requests_in_flight") == 0
+
+
+def test_a_wish_for_another_protocol_is_passed_over(echo: Launch) -> None:
+    live = echo()
+    body, length = protocol.encode_request(sample(7), id="7")
+    head = (
+        f"POST /v2/models/echo/infer HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        f"HTTP2-Settings: AAMAAABkAAQAAP__\r\n{protocol.HEADER_LENGTH}: {length}\r\n"
+    ).encode()
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    get = b"GET /v2 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    last = b"GET /v2 HTTP/1.1\r\nConnection: close\r\n\r\n"
+    answer = raw(live, (whole + get + chunked) * 20 + whole + last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 62
+    assert answer.count(b'"id":"7"') == 41
+    assert live.metric("tlexport_requests_in_flight") == 0
+
+
+def test_head_is_get_without_the_body(echo: Launch) -> None:
+    live = echo()
+    paths = (b"/v2/health/live", b"/v2/models/echo", b"/v2/models/other", b"/v2/models/echo/infer")
+    asked = b"".join(b"HEAD %b HTTP/1.1\r\n\r\n" % path for path in paths)
+    answer = raw(live, asked + b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n")
+    heads = answer.split(b"HTTP/1.1 ")[1:]
+    assert [head[:3] for head in heads] == [b"200", b"200", b"404", b"405", b"200"]
+    assert all(head.endswith(b"\r\n\r\n") and b"Content-Length: 0" not in head for head in heads[:4])
+    assert heads[4].endswith(b'{"live": true}')
+
+
+def test_a_target_that_names_the_host(echo: Launch) -> None:
+    live = echo()
+    for target, status in (("http://any:1/v2", b"200"), ("http://any:1", b"404"), ("*", b"404")):
+        answer = raw(live, f"GET {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 " + status), target
+
+
+def test_a_header_twice_is_not_the_last_one(echo: Launch) -> None:
+    live = echo(token="0123456789abcdef")
+    body, length = protocol.encode_request(sample(1))
+    head = b"POST /v2/models/echo/infer HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body)
+    own, token = f"{protocol.HEADER_LENGTH}: ", "Authorization: Bearer 0123456789abcdef\r\n"
+    for lines, status in (
+        (f"{token}{own}{length}\r\n", b"200"),
+        (f"{token}{own}5\r\n{own}{length}\r\n", b"400"),
+        (f"Authorization: Bearer x\r\n{token}{own}{length}\r\n", b"401"),
+    ):
+        answer = raw(live, head + lines.encode() + b"\r\n" + body)
+        assert answer.startswith(b"HTTP/1.1 " + status), lines
+
+
+def test_http_1_0_gets_its_answer_and_no_more(echo: Launch) -> None:
+    live = echo()
+    body, length = protocol.encode_request(sample(1))
+    head = (
+        f"POST /v2/models/echo/infer HTTP/1.0\r\nExpect: 100-continue\r\nConnection: keep-alive\r\n"
+        f"Content-Length: {len(body)}\r\n{protocol.HEADER_LENGTH}: {length}\r\n\r\n"
+    ).encode()
+    answer = raw(live, head + body)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"Connection: close" in answer
+
+
+def test_a_mistake_of_the_server_is_answered_and_logged(echo: Launch) -> None:
+    live = echo()
+    wrong = {
+        **sample(1),
+        "x": np.full_like(sample(1)["x"], -2),
+    }
+    for _ in range(2):
+        status, answer = ask(live.connect(), wrong)
+        assert status == 500, answer
+    message = messages.encode_request("echo", wrong)
+    with pytest.raises(grpc.RpcError) as refused:
+        rpc(live, "ModelInfer", message)
+    assert refused.value.code() == grpc.StatusCode.INTERNAL
+    assert live.logged("mistake")["error"] == "KeyError"
+    assert live.metric("tlexport_requests_in_flight") == 0
+    assert ask(live.connect(), sample(1))[0] == 200
 
 
 def test_pipelined_requests_are_answered_in_order(echo: Launch) -> None:

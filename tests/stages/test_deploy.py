@@ -318,6 +318,12 @@ def test_a_place_that_is_none(built: Built, tlx: Tlx, to: str) -> None:
     assert ended.code == RecipeError.exit_code and ended.out == ""
 
 
+@pytest.mark.parametrize("scheme", ["oci", "s3"])
+def test_a_password_in_a_place_is_refused_and_not_repeated(built: Built, tlx: Tlx, scheme: str) -> None:
+    ended = tlx("deploy", built.bundle, "--to", f"{scheme}://user:hunter2@example.org/team/model:1")
+    assert ended.code == RecipeError.exit_code and "hunter2" not in ended.err
+
+
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a/b", "", "ü", "-x", "a" * 201])
 def test_a_name_stays_inside(bundle_copy: Path, tmp_path: Path, name: str) -> None:
     rewritten(bundle_copy, name=name)
@@ -378,6 +384,15 @@ def test_what_holds_no_bundle_is_told_from_it(
 def test_a_layouts_folder_may_end_like_an_archive(bundle_copy: Path, tmp_path: Path) -> None:
     deploy.run(for_onnxruntime(bundle_copy), f"ort:{tmp_path / 'models.tar'}", Silent())
     assert (tmp_path / "models.tar").is_dir()
+
+
+@pytest.mark.parametrize("place", ["triton", "triton-python", "ort", "ray", "ovms"])
+def test_a_backend_that_nobody_knows(bundle_copy: Path, tmp_path: Path, place: str) -> None:
+    targets = json.loads((bundle_copy / manifest.NAME).read_text())["targets"]
+    targets["cpu"]["variant"]["backend"] = "other"
+    rewritten(bundle_copy, targets=targets)
+    with pytest.raises(RecipeError):
+        deploy.run(bundle_copy, f"{place}:{tmp_path / 'models'}", Silent())
 
 
 @pytest.mark.parametrize("place", ["triton", "triton-python", "ort", "ray", "ovms"])

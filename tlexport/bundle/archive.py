@@ -73,7 +73,12 @@ def unpack(archive: Path, out: Path, *, trust: Trust = NOBODY) -> Manifest:
             raise _refused(
                 archive, "name", clash[0], f"{clash[0]!r} is there twice, upper and lower case aside"
             )
-        return preflight.check(partial, trust=trust)
+        if NAME not in written:
+            raise _refused(archive, "manifest", NAME, f"it holds no {NAME}: it is no archive of a bundle")
+        try:
+            return preflight.check(partial, trust=trust)
+        except PreflightError as error:
+            raise PreflightError(archive, error.refusals) from error
 
 
 def _members(archive: Path, content: IO[bytes]) -> Iterator[tuple[str, int]]:
@@ -127,7 +132,7 @@ def _extract(archive: Path, content: IO[bytes], path: Path, size: int) -> None:
 
 def _refused(
     archive: Path,
-    kind: Literal["name", "link", "special", "size", "missing", "altered"],
+    kind: Literal["name", "link", "special", "size", "missing", "altered", "manifest"],
     name: str,
     reason: str,
 ) -> PreflightError:

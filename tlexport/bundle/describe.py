@@ -31,7 +31,9 @@ def _bundle(document: manifest.Manifest) -> dict[str, Any]:
         "client must": ", ".join(f"{key} {value}" for key, value in prepared.items()),
         "batch": f"{document.batch.min} to {document.batch.max}",
         **({"decision": document.decision.in_words()} if document.decision else {}),
-        f"reference {document.metric}": f"{document.reference:.4f}",
+        f"reference {document.metric}": "not known"
+        if document.reference is None
+        else f"{document.reference:.4f}",
     }
     for target, entry in document.targets.items():
         summary[f"target {target}"] = f"{entry.variant.name}: {_measured(entry.variant, document.metric)}"

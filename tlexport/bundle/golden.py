@@ -37,8 +37,9 @@ def load(bundle: Path, document: Manifest) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _array(path: Path) -> NDArray[Any]:
     try:
-        found: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, OverflowError, MemoryError) as error:  # a header may announce any size
         raise BundleError(f"{path} is no array that can be read: {error}") from error
     if found.ndim == 0:
         raise BundleError(f"{path} holds a single value, not samples")
@@ -46,7 +47,7 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 def _require(path: Path, array: NDArray[Any], spec: tensors.TensorSpec) -> None:
-    if array.shape != spec.at(len(array)) or array.dtype != np.dtype(spec.dtype):
+    if array.shape != spec.at(len(array)) or array.dtype.name != spec.dtype:
         raise BundleError(
             f"{path} holds {spec.name} as {array.dtype} {list(array.shape)}; the manifest says {spec.dtype} {list(spec.shape)}"
         )

@@ -32,7 +32,7 @@ class File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=1 << 63)
 
 
 class Platform(BaseModel):
@@ -80,8 +80,8 @@ class Manifest(BaseModel):
     task: str
     classes: tuple[str, ...]
     preprocessing: dict[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     batch: Profile
     decision: Decision | None = Field(None, description="how probabilities become a decision")
     metric: str
@@ -141,9 +141,9 @@ def read(bundle: Path) -> Manifest:
         raise _refused(bundle, "manifest", f"{bundle} is not a bundle ({why})")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise _refused(
-            bundle, "manifest", f"{path} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
+            bundle, "manifest", f"{NAME} is larger than any manifest ({LARGEST_MANIFEST >> 20} MiB)"
         )
-    unreadable = f"{path} is not a manifest this tlexport can read"
+    unreadable = f"{NAME} is not a manifest this tlexport can read"
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -106,6 +106,9 @@ def problem_with_identity(bundle: Path, identity: str, provider: str | None) -> 
 
 
 def _verified(config: Any, bundle: Path) -> str:
+    bundle = (
+        bundle.resolve()
+    )  # `current`, a link to the version that runs, is not what the library means by a link in a model
     try:
         config.set_hashing_config(_hashing()).verify(bundle, bundle / SIGNATURE)
     except Exception as error:  # noqa: BLE001 (a forged signature fails in the parser, the curve or the comparison)
@@ -187,13 +190,15 @@ def _require_curve(path: Path, key: Any) -> None:
     name = getattr(getattr(key, "curve", None), "name", None)
     if name not in CURVES:
         raise RecipeError(
-            f"{path} cannot be used: {f'its curve is {name}' if name else 'not a key of an elliptic curve'} "
+            f"{path} cannot be used: {f'its curve is {name}' if name else 'not a key for ECDSA'} "
             f"(curves: {', '.join(CURVES)}); make one with: {_MAKE}"
         )
 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # it is read twice, and a device never ends
+            raise RecipeError(f"{path} cannot be read: it is no plain file")
         if path.stat().st_size > LARGEST_KEY:
             raise RecipeError(f"{path} is larger than any key")
         return path.read_bytes()

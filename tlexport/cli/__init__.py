@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
@@ -55,7 +56,7 @@ def _unforeseen(error: Exception) -> tuple[str, str, int]:
     from tlexport.run import storage_errors
 
     try:
-        with storage_errors(Path()):
+        with storage_errors(Path("the output")):
             raise error
     except TlexportError as known:
         return str(known), type(known).__name__, known.exit_code
@@ -75,7 +76,7 @@ def _fail(message: str, kind: str, code: int) -> NoReturn:
     if Output.debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
     if Output.as_json:
-        show.document({"error": message, "kind": kind, "exit_code": code})
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the error that is being told counts
+            show.document({"error": message, "kind": kind, "exit_code": code})
+    show.error(message)
     sys.exit(code)

@@ -129,6 +129,7 @@ def bench(
         float | None,
         typer.Option(
             min=1e-6,
+            max=1e6,
             help="Open loop: requests a second that arrive whatever happens, timed from their scheduled start.",
             show_default=False,
         ),
@@ -137,6 +138,7 @@ def bench(
         float | None,
         typer.Option(
             min=0.1,
+            max=1e6,
             help="How long an open loop lasts (default 10), a probe at most, or a gate measures (default 30).",
             show_default=False,
         ),
@@ -154,6 +156,7 @@ def bench(
         float | None,
         typer.Option(
             min=1e-6,
+            max=1e6,
             help="Milliseconds. With --rate: exit 13 if the p99 is over it; without: find the largest rate within it.",
             show_default=False,
         ),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import typer
 
+from tlexport.cli import show
 from tlexport.errors import GateError, LatencyGateError, TlexportError, UndecidedError
 
 if TYPE_CHECKING:
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def fail(error: TlexportError | None) -> None:
     """Exit with its code, after the result has been shown."""
     if error:
-        sys.stderr.write(f"error: {error}\n")
+        show.error(str(error))
         raise typer.Exit(error.exit_code)
 
 
 def gate(failed: dict[str, str], code: int = GateError.exit_code) -> None:
     """Exit with `code`, after the result has been shown, if anything failed."""
     if failed:
-        sys.stderr.write("error: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "\n")
+        show.error("; ".join(f"{name}: {why}" for name, why in failed.items()))
         raise typer.Exit(code)
 
 

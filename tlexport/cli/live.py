@@ -132,9 +132,11 @@ def load(
     bundle: Served,
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="Requests a second that arrive whatever happens.", show_default=False),
+        typer.Option(
+            min=1e-6, max=1e6, help="Requests a second that arrive whatever happens.", show_default=False
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long, or a probe at most.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long, or a probe at most.")] = 10.0,
     arrivals: Annotated[str, typer.Option(help="poisson or fixed.")] = "poisson",
     concurrency: Annotated[
         int, typer.Option(min=1, max=1024, help="Connections: so many requests can be under way.")
@@ -144,6 +146,7 @@ def load(
         float | None,
         typer.Option(
             min=1e-6,
+            max=1e6,
             help="Milliseconds. With --rate: exit 13 if the p99 of all requests is over it; without: find the largest rate.",
             show_default=False,
         ),
@@ -151,7 +154,10 @@ def load(
     deadline: Annotated[
         float | None,
         typer.Option(
-            min=1e-3, help="Milliseconds that the server is given for a request.", show_default=False
+            min=1e-3,
+            max=86_400_000,
+            help="Milliseconds that the server is given for a request.",
+            show_default=False,
         ),
     ] = None,
     model: ModelName = None,

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tlexport.cli.options import Output
+from tlexport.progress import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -84,8 +85,16 @@ def document(document: dict[str, Any]) -> None:
     try:
         sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # What is still buffered would fail once more when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def error(message: str) -> None:
+    sys.stderr.write(f"error: {printable(message)}\n")
+    sys.stderr.flush()
 
 
 def progress() -> Terminal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import time
 from http import HTTPStatus
 
@@ -70,17 +71,14 @@ class Connection(asyncio.Protocol):
         else:
             self._whole = b""
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(ProtocolError(400, "this server switches to no other protocol"))
+            self._feed(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
-                self._service.failed(cause or error)
-                cause = ProtocolError(500, "the server made a mistake; its log says which")
+                cause = self._service.mistaken(cause or error)
             self._fail(cause)
-        except httptools.HttpParserError:
-            self._fail(ProtocolError(400, "this is not HTTP/1.1"))
+        except httptools.HttpParserError as error:
+            self._fail(ProtocolError(400, f"this is not HTTP/1.1: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.discard(self)
@@ -113,17 +111,22 @@ class Connection(asyncio.Protocol):
         self._bound_head(len(name) + len(value))
         if len(self._headers) >= MOST_HEADERS:
             raise ProtocolError(431, f"more than {MOST_HEADERS} headers")
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        # Lines of one name are one list (RFC 9110, section 5.3), which is no length and no token.
+        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return  # `_feed` reads it again
         if self._state == "head":
             self._turn("body")
         method = self._parser.get_method().decode("latin-1")
-        self._head = Head(method, self._url.split(b"?", 1)[0].decode("latin-1"), self._headers)
+        self._head = Head(method, _path(self._url), self._headers)
         self._exchange = self._opened(self._head)
         length = self._headers.get("content-length", "0")
         self._bound_body(int(length) if length.isdigit() else 0)
-        if self._headers.get("expect", "").lower() == "100-continue" and self._answering is None:
+        asks = self._headers.get("expect", "").lower() == "100-continue" and not self._old
+        if asks and self._answering is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -136,7 +139,7 @@ class Connection(asyncio.Protocol):
         if self._exchange is None:
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        stay = self._parser.should_keep_alive()
+        stay = self._parser.should_keep_alive() and not self._old
         if stay and isinstance(self._exchange, Inference):
             self._service.heads.remember(self._whole, len(body), self._head)
         self._ready.append((self._exchange, body, stay))
@@ -155,6 +158,31 @@ class Connection(asyncio.Protocol):
         elif self._answering is None and not self._ready and self._exchange is None:
             self._transport.close()
 
+    @property
+    def _old(self) -> bool:
+        """Whether the request is of HTTP/1.0, which knows neither 100 Continue nor a connection that stays unless both say so."""
+        return bool(self._parser.get_http_version() == "1.0")
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. A request that would rather go on in another protocol (curl and Java offer HTTP/2) is read without that wish,
+        which a server may ignore (RFC 9110, section 7.8); the parser takes no body of one that has it.
+        """
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                method = self._parser.get_method()
+                if method == b"CONNECT":
+                    self._fail(ProtocolError(405, "this server is no proxy"))
+                    return
+                lines = [f"{key}: {text}" for key, text in self._headers.items() if key != "upgrade"]
+                head = b"%s %s HTTP/1.1\r\n" % (method, self._url)
+                head += "\r\n".join([*lines, "", ""]).encode("latin-1")
+                data = head + data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+            else:
+                return
+
     def _advance(self) -> None:
         """Answer what is read, in order, until one takes time."""
         if self._advancing:
@@ -170,11 +198,11 @@ class Connection(asyncio.Protocol):
             self._advancing = False
         self._regulate()
 
-    def _reply(self, answer: Answer) -> None:
-        """Write the answer to the request whose turn it is."""
+    def _reply(self, answer: Answer, *, bare: bool = False) -> None:
+        """Write the answer to the request whose turn it is; `bare`: without the body that it announces."""
         stay = self._keep_alive and not self._service.draining
         self._answering = None
-        self._transport.write(written(answer, stay=stay))
+        self._transport.write(written(answer, stay=stay, bare=bare))
         if not stay:
             self._close_gently()
         elif self._state != "writing":
@@ -191,10 +219,11 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def _opened(self, head: Head) -> Exchange:
+        reply = functools.partial(self._reply, bare=True) if head.method == "HEAD" else self._reply
         try:
-            return opened(self._service, head, self._reply)
+            return opened(self._service, head, reply)
         except ProtocolError as error:
-            return Refused(error, self._reply)
+            return Refused(error, reply)
 
     def _fail(self, error: ProtocolError) -> None:
         """What follows cannot be read: say why after the answers that are due, and close."""
@@ -242,8 +271,16 @@ class Connection(asyncio.Protocol):
         self._since = time.monotonic()
 
 
-def written(answer: Answer, *, stay: bool) -> bytes:
-    """An answer as bytes; `stay`: the connection does."""
+def _path(target: bytes) -> str:
+    """Of a request's target, which names the host as well if it was sent as to a proxy (RFC 9112, section 3.2.2)."""
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/") and b"://" in path:
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path.decode("latin-1")
+
+
+def written(answer: Answer, *, stay: bool, bare: bool = False) -> bytes:
+    """An answer as bytes; `stay`: the connection does; `bare`: the body is left out, as HEAD wants it."""
     lines = [
         _STATUS_LINES[answer.status],
         f"Content-Type: {answer.content_type}",
@@ -252,7 +289,7 @@ def written(answer: Answer, *, stay: bool) -> bytes:
     ]
     if not stay:
         lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if bare else answer.body)
 
 
 SHED = written(refusal(overloaded()), stay=True)

@@ -109,6 +109,8 @@ def from_numbers(data: object, name: str, shape: Sequence[int], what: str) -> ND
     """
     if not isinstance(data, list):
         raise ProtocolError(400, f"{what} needs `data` that is an array")
+    if _has_text(data):  # numpy would make each element as wide as the longest: gigabytes of a few kilobytes
+        raise _of_another_kind(name, what)
     try:
         array = np.asarray(data) if data else np.empty(0, np.int64)
         if name == "uint64" and array.dtype.kind == "f":
@@ -135,14 +137,36 @@ def to_numbers(array: NDArray[Any]) -> list[Any]:
     return found
 
 
+def _has_text(data: list[Any]) -> bool:
+    """Whether a string is among the elements, at whatever depth."""
+    level = data
+    while list in (kinds := set(map(type, level))):
+        if str in kinds:
+            return True
+        level = [element for inner in level if type(inner) is list for element in inner]
+    return str in kinds
+
+
+def _floating(kind: np.dtype[Any]) -> bool:
+    return kind.name == "bfloat16" or kind.kind == "f"
+
+
+def _of_another_kind(name: str, what: str) -> ProtocolError:
+    kind = dtype(name)
+    wanted = "numbers" if _floating(kind) else "true or false" if kind.kind == "b" else "integers"
+    return ProtocolError(400, f"{what} is {DATATYPE[name]}: `data` must hold {wanted} alone")
+
+
 def _converted(array: NDArray[Any], name: str, what: str) -> NDArray[Any]:
     kind = dtype(name)
-    floating = name == "bfloat16" or kind.kind == "f"
+    floating = _floating(kind)
     if array.dtype == object and floating and all(_number(value) for value in array.flat):
-        array = array.astype(np.float64)
+        try:
+            array = array.astype(np.float64)
+        except OverflowError as error:
+            raise _beyond(name, what) from error
     if array.dtype.kind not in ("fiu" if floating else kind.kind if kind.kind == "b" else "iu"):
-        wanted = "numbers" if floating else "true or false" if kind.kind == "b" else "integers"
-        raise ProtocolError(400, f"{what} is {DATATYPE[name]}: `data` must hold {wanted} alone")
+        raise _of_another_kind(name, what)
     if not floating and kind.kind != "b" and array.size:
         limits = np.iinfo(kind)
         least, most = int(array.min()), int(array.max())
@@ -154,8 +178,12 @@ def _converted(array: NDArray[Any], name: str, what: str) -> NDArray[Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(kind)
     if floating and not np.array_equal(np.isinf(converted), np.isinf(array.astype(np.float64))):
-        raise ProtocolError(400, f"{what} is {DATATYPE[name]}: a number in `data` is beyond its range")
+        raise _beyond(name, what)
     return converted
+
+
+def _beyond(name: str, what: str) -> ProtocolError:
+    return ProtocolError(400, f"{what} is {DATATYPE[name]}: a number in `data` is beyond its range")
 
 
 def _number(value: object) -> bool:

@@ -44,7 +44,7 @@ class Frame:
 
 def read(header: bytes, interface: Interface) -> Frame:
     """Raises ProtocolError (400)."""
-    document = document_of(header, 400)
+    document = _filled_in(document_of(header, 400))
     parameters = _parameters(document, "the request")
     if unsupported := [name for name in _UNSUPPORTED if parameters.get(name)]:
         raise ProtocolError(400, f"this server does not support the parameter {listed(unsupported)}")
@@ -156,7 +156,7 @@ def _parameters(holder: Mapping[str, Any], what: str) -> dict[str, Any]:
     found = holder.get("parameters", {})
     if not isinstance(found, dict):
         raise ProtocolError(400, f"`parameters` of {what} must be an object")
-    return found
+    return _filled_in(found)
 
 
 def _named(tensors: object, what: str, known: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -164,7 +164,7 @@ def _named(tensors: object, what: str, known: tuple[str, ...]) -> dict[str, dict
     if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
         raise ProtocolError(400, f"`{what}` must be an array of objects")
     found: dict[str, dict[str, Any]] = {}
-    for tensor in tensors:
+    for tensor in map(_filled_in, tensors):
         name = tensor.get("name")
         if not isinstance(name, str) or name not in known:
             raise ProtocolError(400, f"no {what[:-1]} {quoted(name)}; the model has: {listed(known)}")
@@ -226,5 +226,5 @@ def text_of(document: Mapping[str, Any], name: str, status: int) -> str:
 
 
 def _filled_in(holder: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is written as null: KServe does that with every field that it has no value for."""
+    """Without what is written as null: KServe's server and MLServer's client do that with every field without a value."""
     return {name: value for name, value in holder.items() if value is not None}

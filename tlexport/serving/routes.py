@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from tlexport.serving import metrics, protocol
 from tlexport.serving.batcher import Waiting
 from tlexport.serving.datatypes import ProtocolError
-from tlexport.serving.protocol import Tensors
+from tlexport.serving.protocol import Request, Tensors
 from tlexport.serving.service import Call, Head, Service
 from tlexport.serving.slot import Served
 
@@ -73,7 +74,7 @@ class Inference(Exchange):
         self._served: Served
         try:
             self._header_length = _header_length(head.headers.get("inference-header-content-length"))
-            if head.headers.get("content-encoding", "identity") != "identity":
+            if head.headers.get("content-encoding", "identity").lower() != "identity":
                 raise ProtocolError(
                     415, "this server takes no compressed bodies: send them without Content-Encoding"
                 )
@@ -85,27 +86,32 @@ class Inference(Exchange):
         self.limit = interface.largest_json if self._header_length is None else interface.largest_binary
 
     def finish(self, body: bytes) -> None:
-        served = self._served
-        try:
+        with self._refusing():
+            model = self._served.model
             self._service.require_room()
-            request = protocol.decode_request(body, self._header_length, served.model.interface)
-        except ProtocolError as error:
-            self.refuse(error)
-            return
-
-        def answered(outputs: Tensors) -> None:
-            encoded, length = protocol.encode_response(
-                served.model.name, served.model.version, request, outputs
+            request = protocol.decode_request(body, self._header_length, model.interface)
+            self._waiting = self._service.infer(
+                self._call, self._served, request, functools.partial(self._answer, request)
             )
+
+    def _answer(self, request: Request, outputs: Tensors) -> None:
+        with self._refusing():
+            model = self._served.model
+            encoded, length = protocol.encode_response(model.name, model.version, request, outputs)
             self._call.end(200, request.samples)
             binary = length is not None
             headers = ((protocol.HEADER_LENGTH, str(length)),) if binary else ()
             self._reply(Answer(200, encoded, BINARY if binary else JSON, headers))
 
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever goes wrong, the client is answered: it would wait for ever, and its connection would be lost."""
         try:
-            self._waiting = self._service.infer(self._call, self._served, request, answered)
+            yield
         except ProtocolError as error:
             self.refuse(error)
+        except Exception as error:  # noqa: BLE001
+            self.refuse(self._service.mistaken(error))
 
     def refuse(self, error: ProtocolError) -> None:
         self._call.end(error.status)
@@ -159,7 +165,8 @@ class MethodError(ProtocolError):
 
 
 def _require(head: Head, method: str) -> None:
-    if head.method != method:
+    """HEAD is GET without the body."""
+    if head.method != method and (head.method, method) != ("HEAD", "GET"):
         raise MethodError(head, method)
 
 

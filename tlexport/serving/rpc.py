@@ -79,6 +79,9 @@ def _handler(service: Service, name: str, method: Method) -> Any:
             return await method(service, request, context)
         except ProtocolError as error:
             await context.abort(STATUS[error.status], str(error))
+        except Exception as error:  # noqa: BLE001  gRPC would tell the client the exception's own text
+            told = service.mistaken(error)
+            await context.abort(STATUS[told.status], str(told))
 
     return grpc.unary_unary_rpc_method_handler(
         behave, request_deserializer=None, response_serializer=MESSAGES[f"{name}Response"].SerializeToString
@@ -135,6 +138,9 @@ async def _model_infer(service: Service, request: bytes, context: Any) -> Any:
         status = 200
     except ProtocolError as error:
         status = error.status
+        raise
+    except Exception:
+        status = 500
         raise
     finally:
         call.end(status, samples)

@@ -91,6 +91,11 @@ class Service:
             where=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in where],
         )
 
+    def mistaken(self, error: BaseException) -> ProtocolError:
+        """`failed`, and what the client is told of it."""
+        self.failed(error)
+        return ProtocolError(500, "the server made a mistake; its log says which")
+
     def require_room(self) -> None:
         """Before a body is looked at. Raises ProtocolError: 503 while shutting down, 429 if the queue is full."""
         if self.draining:

@@ -69,6 +69,8 @@ def refusal(wanted: Wanted) -> str:
         return f"Triton has no flavour {wanted.flavour!r} here (there is: python)"
     if reason := _NO_BACKEND.get(backend):
         return f"{wanted.entry.variant.name} of {wanted.target}: {reason}"
+    if backend not in _BACKENDS:
+        return f"Triton has no backend for {backend} (there is: {', '.join(_BACKENDS)})"
     if unknown := [
         s.dtype for s in (*wanted.document.inputs, *wanted.document.outputs) if s.dtype not in TYPES
     ]:

@@ -41,7 +41,8 @@ class Reference:
     def __init__(self, url: str) -> None:
         found = _REFERENCE.fullmatch(url)
         if found is None:
-            raise RecipeError(f"{url} is no reference to a registry; it goes oci://REGISTRY/REPOSITORY:TAG")
+            shown = re.sub(r"//.*@", "//...@", url)  # a password is not repeated
+            raise RecipeError(f"{shown} is no reference to a registry; it goes oci://REGISTRY/REPOSITORY:TAG")
         self.registry, self.repository = found["registry"], found["repository"]
         self.digest = found["digest"]
         self.tag = found["tag"] or (None if self.digest else MOVES)
