@@ -97,6 +97,16 @@ def test_a_full_standard_output_is_a_storage_error(arguments: list[str], code: i
     assert done.stderr.startswith(said)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_change_nothing(tmp_path: Path, closed: str) -> None:
+    """What is opened next would get their numbers, and what is printed."""
+    command = f"{sys.executable} -m tlexport schema build > {tmp_path}/told {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert bool((tmp_path / "told").read_text()) == (" >&-" not in f" {closed}")
+
+
 def test_schemas_are_listed_and_an_unknown_one_is_an_error(tlx: Cli) -> None:
     names = tlx("schema").out.split()
     extra = {"recipes", "recipe", "bundle", "bench-bundle", "gate", "replay", "error"}

@@ -372,3 +372,24 @@ def test_a_size_beyond_any_file_is_a_reason_and_no_crash(bundle_copy: Path, tlx:
     edited(bundle_copy, changed)
     found = tlx("verify-bundle", str(bundle_copy))
     assert found.code == 11 and "bytes" in found.err, found.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"name":', '"name": "other", "name":', "'name' is there twice"),
+        ('"sha256":', '"sha256": "", "sha256":', "'sha256' is there twice"),
+        ('"bytes":', '"bytes": NaN, "more":', "NaN is no number"),
+        ('"max":', '"max": -Infinity, "more":', "-Infinity is no number"),
+    ],
+)
+def test_json_that_readers_understand_differently_is_no_manifest(
+    bundle_copy: Path, old: str, new: str, said: str
+) -> None:
+    path = bundle_copy / manifest.NAME
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(PreflightError) as stop:
+        preflight.check(bundle_copy)
+    assert said in str(stop.value)

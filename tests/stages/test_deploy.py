@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from changed_bundles import another, for_onnxruntime, rewritten
 from pipeline import Built, Ended
@@ -67,6 +68,9 @@ def test_a_manifest_that_is_not_the_graphs_is_refused(bundle_copy: Path, tmp_pat
     wrong = {"dims": {"shape": ["batch", 3, 16, 16]}, "dtype": {"dtype": "int8"}, "name": {"name": "pixels"}}[
         change
     ]
+    held = np.load(bundle / "golden" / "inputs.npy")  # they are made to agree with the manifest
+    held = {"dims": held[..., :16, :16], "dtype": held.astype(np.int8), "name": held}[change]
+    np.save(bundle / "golden" / "inputs.npy", held)
     rewritten(bundle, inputs=[inputs[0] | wrong])
     options = deploy.Options(name="digits")
     if change == "name":  # the golden samples are one plain array, named by the manifest
@@ -409,3 +413,26 @@ def test_what_a_server_cannot_run_names_an_override_that_exists(
     advised = re.search(r"compile\.backends=\[\w+\]", str(stop.value))
     assert advised
     assert recipe.load("digits-quickstart", [advised[0]]).compile.backends == ("onnxruntime",)
+
+
+@pytest.mark.parametrize("to", ["triton:{0}/served", "{0}/x.tar", "bundle:{0}", "ort:{0}/../{1}/served"])
+def test_a_place_inside_the_bundle_is_refused(bundle_copy: Path, tlx: Tlx, to: str) -> None:
+    refused = tlx("deploy", for_onnxruntime(bundle_copy), "--to", to.format(bundle_copy, bundle_copy.name))
+    assert refused.code == 2 and "lies in the bundle" in refused.err, refused.err
+    preflight.check(bundle_copy)
+
+
+@pytest.mark.parametrize("content", [b"no array", b"", "few", "wide"])
+def test_golden_samples_that_are_none_go_nowhere(
+    bundle_copy: Path, tmp_path: Path, content: bytes | str
+) -> None:
+    golden = bundle_copy / "golden" / "inputs.npy"
+    if isinstance(content, bytes):
+        golden.write_bytes(content)
+    else:
+        held = np.load(golden)
+        np.save(golden, held[:0] if content == "few" else held.astype(np.float64))
+    rewritten(for_onnxruntime(bundle_copy))
+    with pytest.raises(BundleError):
+        deploy.run(bundle_copy, f"triton:{tmp_path / 'models'}", Silent())
+    assert not (tmp_path / "models").exists()

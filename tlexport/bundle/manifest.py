@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,9 @@ def read(bundle: Path) -> Manifest:
         )
     unreadable = f"{NAME} is not a manifest this tlexport can read"
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(bundle, "manifest", f"{unreadable}: {str(error).splitlines()[0]}") from error
     if not isinstance(parsed, dict):
@@ -166,6 +169,19 @@ def read(bundle: Path) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise _refused(bundle, "manifest", f"{unreadable}: {where}: {first['msg']}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of several members of one name each reader takes another (RFC 8259, section 4)."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice[:100]!r} is there twice")
+    return found
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _refused(bundle: Path, kind: Literal["manifest", "version"], reason: str) -> PreflightError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -30,6 +31,7 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 def main() -> NoReturn:
     """Run the command line; every error becomes one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    _open_streams()
     arguments = sys.argv[1:] or ["--help"]
     # A mistake in the arguments is found before the flag's callback runs.
     Output.as_json = "--json" in arguments
@@ -49,6 +51,14 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         _fail("interrupted; the same command resumes", "Interrupted", INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _open_streams() -> None:
+    """What was closed (`>&-`) leads nowhere: else the next file that is opened gets its number, and what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        name = ("stdin", "stdout", "stderr")[number]
+        setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    os.close(number)
 
 
 def _unforeseen(error: Exception) -> tuple[str, str, int]:

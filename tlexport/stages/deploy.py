@@ -60,6 +60,10 @@ def run(
     """
     started, options = time.monotonic(), options or Options()
     place = address.parse(to)
+    if "://" not in place.where and Path(place.where).resolve().is_relative_to(bundle.resolve()):
+        raise RecipeError(
+            f"{place.where} lies in the bundle, which must stay as it was packaged; name another place"
+        )
     document = preflight.check(bundle, trust=trust)
     if place.kind in LAYOUTS:
         result = _served(bundle, document, place, options, trust, progress)
@@ -291,7 +295,8 @@ def _measured(path: Path | None) -> MeasureResult | None:
 
 def _golden(bundle: Path, document: Manifest) -> dict[str, np.ndarray]:
     """One golden sample by input name, without the batch's dimension."""
-    held = tensors.first(bundle / golden.INPUTS, [spec.name for spec in document.inputs], 1)
+    inputs, _ = golden.load(bundle, document)
+    held = tensors.named(inputs[:1], [spec.name for spec in document.inputs])
     return {name: array[0] for name, array in held.items()}
 
 
