@@ -6,33 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 from pipeline import Ended
+from small_molecules import TINY, write
 
 pytest.importorskip("rdkit")
 
 Cli = Callable[..., Ended]
-RINGS = ("c1ccccc1", "C1CCCCC1", "c1ccoc1", "c1ccsc1", "C1CCNC1", "C1CC1", "C1CCC1", "C1CCOC1")
-TAILS = ("", "C", "CC", "O", "N", "CO", "C(=O)O", "C#N", "Cl", "CCN", "S", "CS")
-TINY = (
-    "backbone.options={tokens: 16, layers: 1, fingerprint: 16, members: 2, width: 16, depth: 1}",
-    "data.molecule.max_length=32",
-    "transfer.epochs=3",
-    "data.split.test=0.3",
-    "verify.resamples=200",
-)
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    smiles = [ring + tail for ring in RINGS for tail in TAILS]
-    pl.DataFrame({"smiles": smiles, "y": [float(len(one)) for one in smiles]}).write_csv(tmp_path / "t.csv")
-    return tmp_path / "t.csv"
+    return write(tmp_path / "t.csv")
 
 
 def test_pretrained_then_tuned_with_what_was_seen(tlx: Cli, table: Path, tmp_path: Path) -> None:
-    words = (f"data.path={table}", *TINY)
+    words = (f"data.path={table}", *TINY, "data.split.test=0.3")
     # The draw puts molecules of what is later the test split into train.
     seen = ("data.split.by=random", "pretrain.epochs=2", "pretrain.batch_size=32")
     done = tlx("pretrain", "molecule-pretrain", *words, *seen, "--out", tmp_path / "pre", "--json")

@@ -12,21 +12,17 @@ import polars as pl
 import pytest
 from pipeline import Ended
 from processes import missing
+from small_molecules import TINY, write
 from test_triton import client
 from triton_server import triton
 
 pytestmark = pytest.mark.server
 
-RINGS = ("c1ccccc1", "C1CCCCC1", "c1ccoc1", "c1ccsc1", "C1CCNC1", "C1CC1", "C1CCC1", "C1CCOC1")
-TAILS = ("", "C", "CC", "O", "N", "CO", "C(=O)O", "C#N", "Cl", "CCN", "S", "CS")
-TINY = (
-    "backbone.options={tokens: 16, layers: 1, fingerprint: 16, members: 2, width: 16, depth: 1}",
+SMALL = (
+    *TINY,
     "backbone.weights=none",
-    "data.molecule.max_length=32",
     "data.molecule.target=y",
-    "transfer.epochs=3",
     "data.split.by=random",
-    "verify.resamples=200",
     "compile.backends=[onnxruntime]",
     "baselines=[]",
 )
@@ -35,11 +31,9 @@ ASKED = ("c1ccccc1C(=O)O", "OC1CC1", "C1CCNC1CCN")
 
 @pytest.fixture
 def bundle(tlx: Callable[..., Ended], tmp_path: Path) -> Path:
-    smiles = [ring + tail for ring in RINGS for tail in TAILS]
-    table = tmp_path / "t.csv"
-    pl.DataFrame({"smiles": smiles, "y": [float(len(one)) for one in smiles]}).write_csv(table)
+    table = write(tmp_path / "t.csv")
     for command in (
-        ("finetune", "drug-property", f"data.path={table}", *TINY, "--out", tmp_path / "run"),
+        ("finetune", "drug-property", f"data.path={table}", *SMALL, "--out", tmp_path / "run"),
         ("build", tmp_path / "run", "--target", "cpu", "--out", tmp_path / "bundle"),
     ):
         done = tlx(*command)
