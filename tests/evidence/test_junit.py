@@ -49,6 +49,14 @@ def test_a_call_that_ends_early_leaves_no_older_file_standing(tmp_path: Path) ->
     assert junit_file.read(path.read_text()) == {"x": ("undecided", "ServerError: nothing answers")}
 
 
+def test_no_case_is_a_result_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text("an older one")
+    with junit.kept(path, "x") as keep:
+        keep(())
+    assert junit_file.read(path.read_text()) == {}
+
+
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError), junit.kept(tmp_path / "file" / "x.xml", "x") as keep:

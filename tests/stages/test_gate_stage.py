@@ -129,8 +129,11 @@ def test_a_broken_store_is_an_error_before_anything_is_measured(
     file = tmp_path / "b.json"
     file.write_text("{")
     for words in ([], ["--save-baseline"]):
-        ended = tlx("bench", built.bundle, "--baseline", file, *words, *LOOSE)
+        junit = file.with_name("gate.xml")
+        junit.write_text("of an earlier call that passed")
+        ended = tlx("bench", built.bundle, "--baseline", file, "--junit", junit, *words, *LOOSE)
         assert ended.code == 7 and "is not JSON" in ended.err
+        assert ElementTree.parse(junit).getroot().get("errors") == "1"
 
 
 def test_the_whole_way_of_the_command(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,7 +72,8 @@ def verify(
     if against:
         from tlexport.stages import gate_accuracy
 
-        _gate_result(gate_accuracy.beside(run, against, tolerance=max_drop), junit, markdown, tracker)
+        beside = partial(gate_accuracy.beside, run, against, tolerance=max_drop)
+        _gate(beside, junit, markdown, tracker)
         return
     _need_a_gate(junit=junit, markdown=markdown, tracker=tracker)
     from tlexport.bundle.manifest import stands_in
@@ -210,7 +213,8 @@ def bench(
         _only_measured(asked)
         from tlexport import flow
 
-        gated = flow.latency_gate(
+        beside = partial(
+            flow.latency_gate,
             path,
             show.progress(),
             against=against,
@@ -222,7 +226,7 @@ def bench(
             history=history,
             trust=trusted,
         )
-        _gate_result(gated, junit, markdown, tracker)
+        _gate(beside, junit, markdown, tracker)
         return
     _need_a_gate(tolerance=tolerance, junit=junit, markdown=markdown, tracker=tracker, history=history)
     if seconds is not None:
@@ -323,16 +327,23 @@ def _only_measured(asked: dict[str, Any]) -> None:
         )
 
 
-def _gate_result(result: GateResult, junit: Path | None, markdown: str | None, tracker: Path | None) -> None:
-    """Show and write a gate's result, and exit with the code of what it found."""
+def _gate(
+    beside: Callable[[], GateResult], junit: Path | None, markdown: str | None, tracker: Path | None
+) -> None:
+    """Run a gate, show and write its result, and exit with the code of what it found."""
     from tlexport.errors import RecipeError
+    from tlexport.evidence import junit as junit_xml
+    from tlexport.evidence.gate import outputs
     from tlexport.stages import gate
 
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if markdown == "summary" else None
     if markdown == "summary" and not summary:
         raise RecipeError("--markdown summary: $GITHUB_STEP_SUMMARY is not set here; name a file instead")
     place = Path(summary or markdown) if markdown else None
-    gate.write(result, junit=junit, markdown=place, tracker=tracker, append=summary is not None)
+    with junit_xml.kept(junit, "gate") as keep:
+        result = beside()
+        keep(outputs.cases(result))
+    gate.write(result, markdown=place, tracker=tracker, append=summary is not None)
     rows: dict[str, str] = {verdict.verdict: verdict.reason for verdict in result.verdicts}
     if result.saved:
         rows["saved"] = f"baseline of {len(result.new_ms)} sessions in {result.against}"

@@ -66,21 +66,21 @@ def text(suite: str, cases: Sequence[Case], seconds: float) -> str:
 
 @contextlib.contextmanager
 def kept(path: Path | None, suite: str) -> Iterator[Callable[[Iterable[Case]], None]]:
-    """Writes the cases that it is given to `path` (None: nowhere) once its body has ended.
+    """Writes the cases that it is given, which may be none, to `path` (None: nowhere) once its body has ended.
 
     An error that ends the body is the only case, undecided: else the file of an earlier call would stand for this one. Raises
     StorageError if the file cannot be written.
     """
-    cases: list[Case] = []
+    given: list[tuple[Case, ...]] = []
     began = time.monotonic()
     try:
-        yield cases.extend
+        yield lambda cases: given.append(tuple(cases))
     except TlexportError as error:
-        cases[:] = [Case(suite, suite, "undecided", f"{type(error).__name__}: {error}")]
+        given[:] = [(Case(suite, suite, "undecided", f"{type(error).__name__}: {error}"),)]
         raise
     finally:
-        if path is not None and cases:
-            write_text(path, text(suite, cases, time.monotonic() - began))
+        if path is not None and given:
+            write_text(path, text(suite, given[-1], time.monotonic() - began))
 
 
 def _legal(text: str) -> str:

@@ -148,14 +148,11 @@ def failure(result: GateResult) -> GateError | None:
 def write(
     result: GateResult,
     *,
-    junit: Path | None,
     markdown: Path | None,
     tracker: Path | None,
     append: bool = False,
 ) -> None:
     """The result for machines that read it. `append`: the markdown is added to what is there, as a job's summary wants it."""
-    if junit:
-        write_text(junit, outputs.junit(result))
     if markdown and append:
         with markdown.open("a", encoding="utf-8") as handle:
             handle.write(outputs.markdown(result))

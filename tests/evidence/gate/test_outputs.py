@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import junit_file
 import pytest
 
+from tlexport.evidence import junit
 from tlexport.evidence.gate import outputs
 from tlexport.results import GateResult, GateVerdict
 
@@ -39,14 +40,13 @@ HOSTILE = 'a|b <script>alert(1)</script> & "q" \x00\x1b\n`c`'
 
 
 def test_junit_is_read_by_a_parser_and_counts_right() -> None:
-    text = outputs.junit(
-        result(
-            verdict("pass"),
-            verdict("fail", name="new"),
-            verdict("undecided", name="unknown"),
-            verdict("fail", name=HOSTILE, reason=HOSTILE),
-        )
+    of = result(
+        verdict("pass"),
+        verdict("fail", name="new"),
+        verdict("undecided", name="unknown"),
+        verdict("fail", name=HOSTILE, reason=HOSTILE),
     )
+    text = junit.text("gate", list(outputs.cases(of)), 3.0)
     found = junit_file.read(text)
     assert [kind for kind, _ in found.values()] == ["pass", "fail", "undecided", "fail"]
     assert found["new against bench.json"] == ("fail", "fail because")
@@ -82,10 +82,10 @@ def test_the_tracker_gets_the_fields_it_reads() -> None:
 def test_a_recorded_baseline_has_no_verdict_and_says_so() -> None:
     saved = result().model_copy(update={"saved": True})
     assert "Recorded as the baseline: 3 sessions" in outputs.markdown(saved)
-    assert ElementTree.fromstring(outputs.junit(saved).encode()).get("tests") == "0"
+    assert not list(outputs.cases(saved))
     assert len(json.loads(outputs.tracker(saved))) == 1
 
 
-@pytest.mark.parametrize("write", [outputs.junit, outputs.markdown, outputs.tracker])
+@pytest.mark.parametrize("write", [outputs.markdown, outputs.tracker])
 def test_what_is_written_ends_with_a_line(write: object) -> None:
     assert write(result(verdict("pass"))).endswith("\n")  # type: ignore[operator]

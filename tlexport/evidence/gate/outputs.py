@@ -1,28 +1,22 @@
-"""A gate's result for machines that read it: JUnit XML, GitHub-flavoured markdown, and a tracker's benchmark JSON."""
+"""A gate's result for machines that read it: cases of a JUnit file, GitHub-flavoured markdown, and a tracker's benchmark JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from statistics import median
 
-from tlexport.evidence import junit as junit_xml
+from tlexport.evidence.junit import Case
 from tlexport.results import GateResult, GateVerdict
 
 _MARK = {"pass": "✅ pass", "fail": "❌ fail", "undecided": "❔ undecided"}
 
 
-def junit(result: GateResult) -> str:
-    cases = [
-        junit_xml.Case(
-            f"gate.{of.gate}",
-            f"{of.name} against {of.against}",
-            of.verdict,
-            of.reason,
-            of.model_dump_json(indent=1),
-        )
-        for of in result.verdicts
-    ]
-    return junit_xml.text("gate", cases, result.seconds)
+def cases(result: GateResult) -> Iterator[Case]:
+    """Of a JUnit file: one a verdict."""
+    for of in result.verdicts:
+        name = f"{of.name} against {of.against}"
+        yield Case(f"gate.{of.gate}", name, of.verdict, of.reason, of.model_dump_json(indent=1))
 
 
 def markdown(result: GateResult) -> str:
