@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tlexport.bundle import manifest
@@ -290,6 +291,8 @@ def planted(graph: onnx.ModelProto, plant: Plant) -> onnx.ModelProto:
 @contextlib.contextmanager
 def served(graph: onnx.ModelProto, folder: Path, fault: str = "") -> Iterator[Bound]:
     """The embedded server with this graph behind it, in a process of its own on ports of its own."""
+    for name in ("grpc", "httptools", "prometheus_client", "uvloop"):
+        pytest.importorskip(name)
     folder.mkdir(parents=True, exist_ok=True)
     path, ports = folder / "served.onnx", folder / "ports.json"
     trace.save(graph, path)

@@ -243,6 +243,7 @@ def test_a_token_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_nobody_there_and_nobody_who_answers() -> None:
+    pytest.importorskip("grpc")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
