@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -86,32 +85,30 @@ class Inference(Exchange):
         self.limit = interface.largest_json if self._header_length is None else interface.largest_binary
 
     def finish(self, body: bytes) -> None:
-        with self._refusing():
+        try:
             model = self._served.model
             self._service.require_room()
             request = protocol.decode_request(body, self._header_length, model.interface)
             self._waiting = self._service.infer(
                 self._call, self._served, request, functools.partial(self._answer, request)
             )
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
 
     def _answer(self, request: Request, outputs: Tensors) -> None:
-        with self._refusing():
+        try:
             model = self._served.model
             encoded, length = protocol.encode_response(model.name, model.version, request, outputs)
             self._call.end(200, request.samples)
             binary = length is not None
             headers = ((protocol.HEADER_LENGTH, str(length)),) if binary else ()
             self._reply(Answer(200, encoded, BINARY if binary else JSON, headers))
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """Whatever goes wrong, the client is answered: it would wait for ever, and its connection would be lost."""
-        try:
-            yield
-        except ProtocolError as error:
-            self.refuse(error)
         except Exception as error:  # noqa: BLE001
-            self.refuse(self._service.mistaken(error))
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Whatever went wrong, the client is answered: it would wait for ever, and its connection would be lost."""
+        self.refuse(error if isinstance(error, ProtocolError) else self._service.mistaken(error))
 
     def refuse(self, error: ProtocolError) -> None:
         self._call.end(error.status)
