@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,26 @@ def inserted(text: str, table: str) -> str:
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
+def results() -> Iterator[dict[str, Any]]:
+    """Each program's, and after it those of further machines (NAME.MACHINE.json), whose goals name theirs."""
+    for name in ORDER:
+        for path in (RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}.*.json"))):
+            if not path.is_file():
+                continue
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if path.stem != name:
+                for goal in document["goals"]:
+                    goal["what"] += f" (on {document['machine']['cpu']})"
+            yield document
+
+
 def section() -> str:
     """One row a goal, missed ones included, and the machine they were measured on."""
-    documents = [
-        json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ORDER
-        if (RESULTS / f"{name}.json").is_file()
-    ]
+    documents = list(results())
     lines = ["| what | measured | wanted | |", "|---|---|---|---|"]
     for document in documents:
         lines += [row(goal) for goal in worst_of_alike(document["goals"])]
-    by_program = {document["program"]: document for document in documents}
+    by_program = {document["program"]: document for document in reversed(documents)}
     for program, table in (
         ("accuracy", cases),
         ("quantize", quantised),

@@ -657,3 +657,13 @@ def test_shares_of_gate_runs_have_clopper_and_pearsons_interval():
     share = module("gate").share
     assert share(0, 500) == {"ratio": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 500))}
     assert share(500, 500)["low"] == pytest.approx(0.025 ** (1 / 500))
+
+
+def test_the_readme_tells_further_machines_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    readme = module("readme")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    for name, cpu in (("serve", "first"), ("serve.other", "other"), ("soak", "first")):
+        of = {"program": name.partition(".")[0], "machine": {"cpu": cpu}, "goals": [{"what": "p50"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(of))
+    told = [(of["program"], of["goals"][0]["what"]) for of in readme.results()]
+    assert told == [("serve", "p50"), ("serve", "p50 (on other)"), ("soak", "p50")]
