@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import jsonschema
 import pytest
@@ -24,6 +25,12 @@ Cli = Callable[..., Ended]
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
 RECIPE_COMMANDS = [command.name for command in recipes_app.registered_commands]
 STAGES = ("export", "quantize", "compile", "verify", "bench")
+
+
+def program(arguments: list[str], out: IO[str] | int) -> subprocess.CompletedProcess[str]:
+    """A process of its own whose standard output is `out`."""
+    command = [sys.executable, "-m", "tlexport", *arguments]
+    return subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
 
 
 def schema(tlx: Cli, name: str) -> dict:
@@ -86,13 +93,7 @@ def test_a_full_standard_output_is_a_storage_error(arguments: list[str], code: i
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tlexport", *arguments],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
+        done = program(arguments, full)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert done.stderr.startswith(said)
 
@@ -345,13 +346,7 @@ def test_every_error_class_has_the_code_its_tree_states() -> None:
 def test_a_reader_that_goes_away_is_no_crash(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "tlexport", *arguments],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
+    done = program(arguments, writing)
     os.close(writing)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
     assert done.returncode in (0, 1)

@@ -248,9 +248,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             reasons[errno.ENOENT] = "no file or directory can be made there; choose another directory"
         if error.errno not in reasons:
             raise
-        written = (
-            error.filename2 or error.filename or path
-        )  # of a copy or a rename, the second is where it goes
+        # Of a copy or a rename, the second is where it goes.
+        written = error.filename2 or error.filename or path
         raise StorageError(f"cannot write {written}: {reasons[error.errno]}") from error
 
 

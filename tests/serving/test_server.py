@@ -600,13 +600,19 @@ def test_a_header_twice_is_not_the_last_one(echo: Launch) -> None:
         assert answer.startswith(b"HTTP/1.1 " + status), lines
 
 
-def test_http_1_0_gets_its_answer_and_no_more(echo: Launch) -> None:
-    live = echo()
+def asking_first(version: str, connection: str) -> tuple[bytes, bytes]:
+    """Head and body of a request that waits for a 100 Continue."""
     body, length = protocol.encode_request(sample(1))
     head = (
-        f"POST /v2/models/echo/infer HTTP/1.0\r\nExpect: 100-continue\r\nConnection: keep-alive\r\n"
+        f"POST /v2/models/echo/infer HTTP/{version}\r\nExpect: 100-continue\r\nConnection: {connection}\r\n"
         f"Content-Length: {len(body)}\r\n{protocol.HEADER_LENGTH}: {length}\r\n\r\n"
-    ).encode()
+    )
+    return head.encode(), body
+
+
+def test_http_1_0_gets_its_answer_and_no_more(echo: Launch) -> None:
+    live = echo()
+    head, body = asking_first("1.0", "keep-alive")
     answer = raw(live, head + body)
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"Connection: close" in answer
@@ -649,11 +655,7 @@ def test_pipelined_requests_are_answered_in_order(echo: Launch) -> None:
 
 def test_a_client_that_asks_first_is_told_to_go_on(echo: Launch) -> None:
     live = echo()
-    body, length = protocol.encode_request(sample(1))
-    head = (
-        f"POST /v2/models/echo/infer HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\n"
-        f"Content-Length: {len(body)}\r\n{protocol.HEADER_LENGTH}: {length}\r\n\r\n"
-    ).encode()
+    head, body = asking_first("1.1", "close")
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as connection:
         connection.sendall(head)
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"

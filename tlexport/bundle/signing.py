@@ -106,9 +106,8 @@ def problem_with_identity(bundle: Path, identity: str, provider: str | None) -> 
 
 
 def _verified(config: Any, bundle: Path) -> str:
-    bundle = (
-        bundle.resolve()
-    )  # `current`, a link to the version that runs, is not what the library means by a link in a model
+    # `current`, a link to the version that runs, is not what the library means by a link in a model.
+    bundle = bundle.resolve()
     try:
         config.set_hashing_config(_hashing()).verify(bundle, bundle / SIGNATURE)
     except Exception as error:  # noqa: BLE001 (a forged signature fails in the parser, the curve or the comparison)

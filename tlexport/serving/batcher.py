@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from tlexport.serving.datatypes import ProtocolError
 from tlexport.serving.protocol import Request, Tensors
 
-WORKER = "worker"  # how the threads' names begin
 _SOON = 0.001  # seconds: the resolution of the loop's timers
 Outcome = Mapping[str, NDArray[Any]] | ProtocolError
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -76,7 +75,7 @@ class Batcher:
         if not limits.inline:
             for number in range(len(runs)):
                 # A run that never returns must not keep the process from leaving.
-                thread = threading.Thread(target=self._work, name=f"{WORKER}-{number}", daemon=True)
+                thread = threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
         self._waiting: OrderedDict[int, Waiting] = OrderedDict()

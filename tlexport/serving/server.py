@@ -17,7 +17,6 @@ import uvloop
 from tlexport.errors import BundleError, ListenError
 from tlexport.run import write_json
 from tlexport.serving import rpc
-from tlexport.serving.batcher import WORKER
 from tlexport.serving.connection import Connection
 from tlexport.serving.log import Log
 from tlexport.serving.place import Bound, Place
@@ -25,7 +24,6 @@ from tlexport.serving.service import Service, Settings
 from tlexport.serving.slot import Model
 
 BACKLOG = 1024
-_RELOAD = "reload"
 _TICK = 1.0  # seconds between looks at the connections and at the bundle
 _LOADING = 5.0  # seconds that the end waits for a version that is being loaded
 
@@ -52,8 +50,8 @@ def run(
 
     Raises what `source.load` raises for the first version, and ListenError.
     """
-    uvloop.run(_Server(source, settings, place, Log(stream)).live(ready))
-    return not any(thread.name.startswith((_RELOAD, WORKER)) for thread in threading.enumerate())
+    alone: bool = uvloop.run(_Server(source, settings, place, Log(stream)).live(ready))
+    return alone
 
 
 class _Server:
@@ -62,7 +60,8 @@ class _Server:
         self.connections: set[Connection] = set()
         self.message_limit = 0  # bytes of a gRPC message, from when it listens
 
-    async def live(self, ready: Callable[[Bound], None]) -> None:
+    async def live(self, ready: Callable[[Bound], None]) -> bool:
+        """Returns whether every thread has ended."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         look = threading.Event()
@@ -82,15 +81,16 @@ class _Server:
         ready(bound)
         ended = threading.Event()
         reloader = threading.Thread(
-            target=self._reload, args=(state, look, ended, loop), name=_RELOAD, daemon=True
+            target=self._reload, args=(state, look, ended, loop), name="reload", daemon=True
         )
         reloader.start()
         tidying = loop.create_task(self._tidy())
         await stop.wait()
         ended.set()
         look.set()
-        await self._drain(listener, grpc_server, reloader)
+        alone = await self._drain(listener, grpc_server, reloader)
         tidying.cancel()
+        return alone
 
     def _serve(self, model: Model) -> None:
         self.service.slot.put(model)
@@ -201,7 +201,8 @@ class _Server:
 
     async def _drain(
         self, listener: asyncio.AbstractServer, grpc_server: object, reloader: threading.Thread
-    ) -> None:
+    ) -> bool:
+        """Returns whether nothing is left: no request, no worker's thread, no version that is being loaded."""
         service, place = self.service, self.place
         service.draining = True
         self.log.write("draining", in_flight=service.in_flight)
@@ -221,10 +222,15 @@ class _Server:
             connection.close(idle_only=False)
         if grpc_server is not None:
             await grpc_server.stop(max(0.0, min(1.0, deadline - loop.time())))  # type: ignore[attr-defined]
-        with contextlib.suppress(asyncio.TimeoutError):
+        try:
             await asyncio.wait_for(service.slot.close(), max(0.1, deadline - loop.time()))
+            closed = True
+        except asyncio.TimeoutError:
+            closed = False
         await loop.run_in_executor(None, reloader.join, max(0.1, min(_LOADING, deadline - loop.time())))
-        self.log.write("stopped", unanswered=left, loading=reloader.is_alive())
+        loading = reloader.is_alive()
+        self.log.write("stopped", unanswered=left, loading=loading)
+        return closed and not loading
 
 
 def _tls(place: Place) -> ssl.SSLContext | None:

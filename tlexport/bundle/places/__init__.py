@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
+
+from tlexport.errors import StorageError
 
 Advance = Callable[[int], None]
 """Called with the number of bytes just moved."""
@@ -44,6 +47,23 @@ class Store(Protocol):
 
     def alone(self) -> AbstractContextManager[None]:
         """Among deployers who share a configuration, where the place can keep them apart."""
+
+
+def require_size(what: str, size: int, most: int) -> None:
+    """Raises StorageError for a file of `size` bytes, or of that many so far, beyond `most`."""
+    if size > most:
+        raise StorageError(f"{what} is larger than it can be ({most} bytes)")
+
+
+def hashed(handle: IO[bytes], what: str, most: int, block: int, advance: Advance) -> str:
+    """SHA-256 of what is read `block` bytes at a time. Raises StorageError beyond `most` bytes."""
+    whole, size = hashlib.sha256(), 0
+    while content := handle.read(block):
+        size += len(content)
+        require_size(what, size, most)
+        whole.update(content)
+        advance(len(content))
+    return whole.hexdigest()
 
 
 def store(place: str) -> Store:

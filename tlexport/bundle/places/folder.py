@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tlexport.bundle.places import Advance
+from tlexport.bundle.places import Advance, hashed, require_size
 from tlexport.errors import StorageError
 from tlexport.run import flush, storage_errors
 
@@ -38,22 +37,16 @@ class Folder:
         with _reading(path):
             if not path.is_file():
                 return None
-            _bounded(path, path.stat().st_size, most)
+            require_size(str(path), path.stat().st_size, most)
             return path.read_bytes()
 
     def digest(self, name: str, most: int, advance: Advance) -> str | None:
         path = self._path(name)
-        whole, size = hashlib.sha256(), 0
         with _reading(path):
             if not path.is_file():
                 return None
             with path.open("rb") as handle:
-                while block := handle.read(_BLOCK):
-                    size += len(block)
-                    _bounded(path, size, most)
-                    whole.update(block)
-                    advance(len(block))
-        return whole.hexdigest()
+                return hashed(handle, str(path), most, _BLOCK, advance)
 
     def create(self, name: str, content: bytes) -> bool:
         """Written beside and linked: the name appears with its content."""
@@ -83,7 +76,7 @@ class Folder:
         with _reading(path):
             if not path.is_file():
                 raise StorageError(f"{self.where} has no {name}")
-            _bounded(path, path.stat().st_size, most)
+            require_size(str(path), path.stat().st_size, most)
         with storage_errors(destination):
             _copy(path, destination, advance)
 
@@ -135,11 +128,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot read {error.filename or path}: {error.strerror}; choose a place that this user may read and write"
         ) from error
-
-
-def _bounded(path: Path, size: int, most: int) -> None:
-    if size > most:
-        raise StorageError(f"{path} is larger than it can be ({most} bytes)")
 
 
 def _copy(source: Path, destination: Path, advance: Advance) -> None:

@@ -6,13 +6,12 @@ Credentials and endpoints come from where each library looks for them (for S3: t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tlexport.bundle.places import Advance
+from tlexport.bundle.places import Advance, hashed, require_size
 from tlexport.errors import NotInstalledError, RecipeError, StorageError
 
 _TRIES = 5
@@ -50,22 +49,16 @@ class Remote:
                     content: bytes = handle.read(most + 1)
             except FileNotFoundError:
                 return None
-        self._bounded(name, len(content), most)
+        require_size(f"{self.where}/{name}", len(content), most)
         return content
 
     def digest(self, name: str, most: int, advance: Advance) -> str | None:
-        whole, size = hashlib.sha256(), 0
         with self._refusals():
             try:
                 with self.system.open(self._path(name), "rb", block_size=_BLOCK) as handle:
-                    while block := handle.read(_BLOCK):
-                        size += len(block)
-                        self._bounded(name, size, most)
-                        whole.update(block)
-                        advance(len(block))
+                    return hashed(handle, f"{self.where}/{name}", most, _BLOCK, advance)
             except FileNotFoundError:
                 return None
-        return whole.hexdigest()
 
     def create(self, name: str, content: bytes) -> bool:
         """By the store's own condition (S3: If-None-Match), where it has one."""
@@ -95,7 +88,7 @@ class Remote:
                 size = int(self.system.info(path)["size"])
             except FileNotFoundError as error:
                 raise StorageError(f"{self.where} has no {name}") from error
-            self._bounded(name, size, most)
+            require_size(f"{self.where}/{name}", size, most)
             self.system.get_file(path, str(destination), callback=_callback(advance))
 
     def remove(self, folder: str) -> None:
@@ -105,10 +98,6 @@ class Remote:
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Nobody is kept out: here each model has a configuration of its own, replaced at once."""
         return contextlib.nullcontext()
-
-    def _bounded(self, name: str, size: int, most: int) -> None:
-        if size > most:
-            raise StorageError(f"{self.where}/{name} is larger than it can be ({most} bytes)")
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/") if name else self.root
