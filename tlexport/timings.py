@@ -146,7 +146,10 @@ class GpuState(Value):
 
 
 class Watch(Value):
-    """What the machine did while something was measured; null where it cannot be read."""
+    """What the machine did while something was measured; null where it cannot be read.
+
+    Percentages are null too where the time was too short to tell: the kernel counts in ticks of 10 ms.
+    """
 
     seconds: float
     cpu_mhz: tuple[float, ...] | None = Field(description="of each core, the lowest that was seen")

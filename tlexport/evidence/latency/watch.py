@@ -22,6 +22,7 @@ STEAL = 1.0  # percent of all cores' time
 OTHERS = 20.0
 SLOWER = 0.8  # of its own highest clock rate
 INTERVAL_S = 0.5
+SHORTEST_S = 1.0  # of all cores' time, below which the kernel's ticks of 10 ms tell no percentage
 
 
 @dataclass(frozen=True)
@@ -171,4 +172,4 @@ def _usage() -> tuple[int, int, int, int] | None:
 
 
 def _percent(part: float | None, whole: float) -> float | None:
-    return None if part is None or whole <= 0 else round(100 * part / whole, 2)
+    return None if part is None or whole < SHORTEST_S else round(100 * part / whole, 2)
