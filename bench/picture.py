@@ -33,7 +33,7 @@ def main() -> None:
         except GateError:
             continue
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    console.print(variants_table(measured.reference, measured.variants, "accuracy", chosen))
+    console.print(variants_table(measured.references, measured.variants, "accuracy", chosen))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     # The default template loads a web font; the picture must stand alone.
     svg = console.export_svg(title="tlexport build", unique_id="demo")

@@ -80,7 +80,7 @@ def results() -> Console:
 
 
 def variants_table(
-    reference: Variant, variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
+    references: tuple[Variant, ...], variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
 ) -> Table:
     """One row a variant: accuracy, drop, latency, size, verdict. `*` marks what was chosen."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -96,7 +96,7 @@ def variants_table(
         ("verdict", "left"),
     ):
         table.add_column(heading, justify=side, no_wrap=heading != "verdict")  # type: ignore[arg-type]
-    for variant in (reference, *variants):
+    for variant in (*references, *variants):
         mark = "*" if variant.name in chosen.values() else " "
         style = {"fail": "red", "undecided": "yellow", "refused": "dim"}.get(
             variant.verdict, "green" if mark == "*" else None

@@ -77,6 +77,7 @@ def build(
         losers=packaged.losers if packaged else {},
         front=measured.front,
         reference=measured.reference,
+        reference_on_gpu=measured.reference_on_gpu,
         variants=measured.variants,
         seconds=seconds,
         failed=failed,

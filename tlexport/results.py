@@ -438,9 +438,21 @@ class ReplayResult(Result):
     targets: dict[str, Replayed]
 
 
-class BenchResult(Result):
-    run: str
+class Referenced(Result):
+    """What variants are held against: the network as it was trained, on each device where one of them was timed."""
+
     reference: Variant
+    reference_on_gpu: Variant | None = Field(
+        None, description="what variants for a GPU are sped up against; null where none was timed"
+    )
+
+    @property
+    def references(self) -> tuple[Variant, ...]:
+        return (self.reference, *([self.reference_on_gpu] if self.reference_on_gpu else []))
+
+
+class BenchResult(Referenced):
+    run: str
     variants: tuple[Variant, ...]
     front: tuple[str, ...] = Field(
         description="variants that none for the same target beats in drop, latency (or cost by the model) and size at once"
@@ -559,7 +571,7 @@ class ReportResult(Result):
     sources: dict[str, str] = Field(description="file of the run that the page rests on -> its SHA-256")
 
 
-class BuildResult(Result):
+class BuildResult(Referenced):
     run: str
     bundle: str | None
     report: str | None
@@ -569,7 +581,6 @@ class BuildResult(Result):
     front: tuple[str, ...] = Field(
         description="variants that none for the same target beats in drop, latency (or cost by the model) and size at once"
     )
-    reference: Variant
     variants: tuple[Variant, ...]
     seconds: dict[str, float] = Field(
         description="per stage; next to none where it was unchanged and skipped"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tlexport.backends import registry
+from tlexport.backends import Bound, registry
 from tlexport.evidence.latency import closed_loop, histogram
 from tlexport.graph import inspect, trace
 from tlexport.models import image
@@ -149,30 +151,26 @@ def test_threads_that_the_recipe_states_are_used_as_they_are(
     assert found.reference.threads == found.variants[0].threads == found.threads == 1
 
 
+class Slept:
+    """Stands for a loaded candidate: a call takes `seconds`, wherever it is said to run."""
+
+    provider = "clock"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def bind(self, inputs):
+        return Bound(lambda: time.sleep(self.seconds), dict)
+
+
 def test_the_faster_number_of_threads_is_found() -> None:
     """A call that two threads make slower, as they do with a small model, and one that they make faster."""
-    import contextlib
-    import time
-
-    from tlexport.backends import Bound
-
-    class Slept:
-        provider = "clock"
-
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
-
-        def run(self, inputs):
-            return {}
-
-        def bind(self, inputs):
-            return Bound(lambda: time.sleep(self.seconds), dict)
 
     def small(threads: int):
-        return contextlib.nullcontext(Slept(1e-4 * threads))
+        return nullcontext(Slept(1e-4 * threads))
 
     def large(threads: int):
-        return contextlib.nullcontext(Slept(4e-3 / threads))
+        return nullcontext(Slept(4e-3 / threads))
 
     assert bench.fastest_threads(small, {}, 4) == 1
     assert bench.fastest_threads(large, {}, 4) == 4
@@ -189,6 +187,47 @@ def test_a_baseline_has_no_reference_to_be_faster_than(baseline: Run) -> None:
     sooner = any("keep it on the CPU" in note and "not measured here" in note for note in found.notes)
     assert sooner == (variant.p50_ms < 0.0151)  # two copies, a launch and one kernel
     assert any(f"cpu-onnxruntime-fp32 {variant.calls_per_sample}" in note for note in found.notes)
+
+
+def test_variants_for_a_gpu_are_held_against_the_reference_there(
+    network: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed: its candidates sleep. They are twenty times faster than the CPU's, and drop none of those."""
+    verified = network.result("verify", VerifyResult)
+    (network.path / "variants/sm90-onnxruntime-fp16").mkdir()
+    (network.path / "variants/sm90-onnxruntime-fp16/receipt.json").write_text('{"layers": []}')
+    on_gpu = verified.variants[0].model_copy(
+        update={
+            "name": "sm90-onnxruntime-fp16",
+            "target": "sm90",
+            "precision": "fp16",
+            "file": "variants/sm90-onnxruntime-fp16/receipt.json",
+        }
+    )
+    network.stage("verify", {}, inputs=[]).finish(
+        verified.model_copy(update={"variants": (*verified.variants, on_gpu)}),
+        outputs=[network / "verify.json"],
+    )
+    takes = {"cpu": 8e-3, "cuda": 8e-4}
+    monkeypatch.setattr(
+        bench, "_reference", lambda serving, device, threads: nullcontext(Slept(takes[device]))
+    )
+    monkeypatch.setattr(
+        bench.registry,
+        "loader",
+        lambda backend, artifact, target, options: (
+            lambda threads: nullcontext(Slept(4e-3 if target == "cpu" else 2e-4))
+        ),
+    )
+    found = bench.run(network, recipe_of("bench.threads=1"), Silent())
+    assert [variant.name for variant in found.references] == ["torch-eager", "torch-eager-gpu"]
+    by_name = {variant.name: variant for variant in found.variants}
+    cpu, gpu = by_name["cpu-onnxruntime-fp32"], by_name["sm90-onnxruntime-fp16"]
+    assert not cpu.dropped and cpu.count == found.reference.count == gpu.count == 10
+    assert 1.5 < cpu.speedup < 2.1 and 2 < gpu.speedup < 4.1, "the CPU's reference would make it 40"
+    assert any("torch-eager-gpu runs as torch does by default" in note for note in found.notes)
+    started = np.load(network / found.raw)
+    assert started["started/sm90-onnxruntime-fp16"].min() > started["started/cpu-onnxruntime-fp32"].max()
 
 
 def test_a_missed_latency_gate_fails_the_variant_with_its_digits(baseline: Run) -> None:

@@ -76,7 +76,7 @@ def build(
     }
     show.result(
         result,
-        show.variants(result.reference, result.variants, recipe.metric, result.chosen),
+        show.variants(result.references, result.variants, recipe.metric, result.chosen),
         "",
         show.pairs(rows),
     )

@@ -103,7 +103,7 @@ def verify(
     )
     from tlexport.console import evidence_rows
 
-    variants = show.variants(reference, result.variants, recipe.metric, {})
+    variants = show.variants((reference,), result.variants, recipe.metric, {})
     show.result(result, variants, "", show.pairs(evidence_rows(result)))
     failed = package.failures(result.variants, [v.target for v in result.variants])
     exits.gate(failed, exits.code(failed, result.variants))
@@ -242,7 +242,7 @@ def bench(
         result = stage.run(opened, recipe, show.progress())
     show.result(
         result,
-        show.variants(result.reference, result.variants, recipe.metric, {}),
+        show.variants(result.references, result.variants, recipe.metric, {}),
         f"{result.threads} threads; raw samples: {result.raw}",
     )
     failed = package.failures(result.variants, [v.target for v in result.variants])

@@ -44,11 +44,11 @@ def rows(rows: tuple[dict[str, Any], ...]) -> RenderableType:
 
 
 def variants(
-    reference: Variant, variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
+    references: tuple[Variant, ...], variants: tuple[Variant, ...], metric: str, chosen: dict[str, str]
 ) -> RenderableType:
     from tlexport.console import variants_table
 
-    return variants_table(reference, variants, metric, chosen)
+    return variants_table(references, variants, metric, chosen)
 
 
 def search(found: GraphSearch) -> list[RenderableType]:

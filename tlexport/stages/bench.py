@@ -1,11 +1,14 @@
 """bench: the reference and every passing variant that runs here, timed in turns in one process.
 
 What is timed is the session, not the wrapper: inputs and outputs are bound beforehand and a call only computes (on a GPU it
-also copies). Each one gets the number of threads that suits it: a small model answers soonest on one.
+also copies). Each one gets the number of threads that suits it: a small model answers soonest on one. Variants for a GPU take
+turns among themselves, with the reference on that GPU: none of them is sped up against a CPU, nor drops one for it.
 """
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tlexport import cores, tensors
+from tlexport import cores, hardware, tensors
 from tlexport.backends import Options, Runner, Tensors, eager, registry
 from tlexport.bundle import choice
 from tlexport.errors import CompileError
@@ -29,7 +32,8 @@ from tlexport.results import BenchResult, Variant, VerifyResult
 from tlexport.run import Run, read_json, replacing, write_json
 from tlexport.timings import Memory, Watch
 
-REFERENCE = "torch-eager"
+REFERENCE, ON_GPU = "torch-eager", "torch-eager-gpu"
+AS_TORCH_DOES = "runs as torch does by default: convolutions in TF32 where the GPU has it, one kernel launched after the other"
 RAW = "bench-samples.npz"
 BUSY = 20.0  # percent of all cores; torch's threads stall far more than in proportion when they must share
 TRIAL = closed_loop.Schedule(block=5, settle=1, warmup_s=0.3, drop_ratio=None, budget_s=0.5)
@@ -60,12 +64,11 @@ def run(run: Run, recipe: Recipe, progress: Progress) -> BenchResult:
     batch: Batch = partial(tensors.first, run.require("reference/inputs.npy", "finetune"), names)
     given = {
         name: threads if recipe.bench.threads else fastest_threads(load, batch(1), threads)
-        for name, load in candidates.items()
+        for together in candidates
+        for name, load in together.items()
     }
-    with ExitStack() as stack:
-        runners = {name: stack.enter_context(load(given[name])) for name, load in candidates.items()}
-        with Watcher() as watcher:
-            raw, throughput = _measure(runners, batch, recipe, progress, watcher.look)
+    with Watcher() as watcher:
+        raw, throughput = _timed(candidates, given, batch, recipe, progress, watcher.look)
     timed = [variant for variant in verified.variants if variant.name in throughput]
     memory = _memory(run, timed, batch(max(recipe.bench.batch_sizes, default=1)), given, options, progress)
     timings = _Timings(raw, throughput, given, memory, watcher.record())
@@ -85,20 +88,25 @@ def load(run: Run) -> BenchResult:
     return BenchResult.model_validate(read_json(run.require("bench.json", "bench")))
 
 
-def _candidates(run: Run, variants: tuple[Variant, ...], options: Options) -> dict[str, Open]:
-    """The reference, where there is a PyTorch model, and the variants that pass."""
-    found: dict[str, Open] = {}
-    if describe_checkpoint(run / "checkpoint").file == WEIGHTS:
-        serving = ServingModel(load_checkpoint(run / "checkpoint")[0]).eval()
-        found[REFERENCE] = lambda threads: eager.runner_for(
-            serving, inputs=serving.model.INPUTS, output=serving.output, threads=threads
-        )
+def _candidates(run: Run, variants: tuple[Variant, ...], options: Options) -> list[dict[str, Open]]:
+    """Those that take turns, for the CPU and for the GPU: the reference, where there is a PyTorch model, and what passes."""
+    on_cpu: dict[str, Open] = {}
+    on_gpu: dict[str, Open] = {}
     for variant in variants:
         if variant.verdict == "pass" and variant.file is not None:
-            found[variant.name] = registry.loader(
-                variant.backend, run / variant.file, variant.target, options
-            )
-    return found
+            own = on_cpu if variant.target == "cpu" else on_gpu
+            own[variant.name] = registry.loader(variant.backend, run / variant.file, variant.target, options)
+    if describe_checkpoint(run / "checkpoint").file == WEIGHTS:
+        serving = ServingModel(load_checkpoint(run / "checkpoint")[0]).eval()
+        on_cpu = {REFERENCE: partial(_reference, serving, "cpu")} | on_cpu
+        on_gpu = {ON_GPU: partial(_reference, serving, "cuda")} | on_gpu if on_gpu else {}
+    return [together for together in (on_cpu, on_gpu) if together]
+
+
+def _reference(serving: ServingModel, device: str, threads: int) -> AbstractContextManager[Runner]:
+    """The network as torch runs it on `device` by default."""
+    module = serving if device == "cpu" else copy.deepcopy(serving).to(device)
+    return eager.runner_for(module, inputs=serving.model.INPUTS, output=serving.output, threads=threads)
 
 
 def fastest_threads(load: Open, one: Tensors, most: int) -> int:
@@ -112,6 +120,26 @@ def fastest_threads(load: Open, one: Tensors, most: int) -> int:
     return min(medians, key=medians.__getitem__, default=most)
 
 
+def _timed(
+    candidates: Sequence[Mapping[str, Open]],
+    threads: Mapping[str, int],
+    batch: Batch,
+    recipe: Recipe,
+    progress: Progress,
+    look: Callable[[], None],
+) -> tuple[closed_loop.Timed, dict[str, dict[str, float]]]:
+    """What `_measure` finds of those that take turns, one group after the other."""
+    raw, throughput = closed_loop.Timed({}, closed_loop.clock_ns()), dict[str, dict[str, float]]()
+    began = time.perf_counter()
+    for together in candidates:
+        with ExitStack() as stack:
+            runners = {name: stack.enter_context(load(threads[name])) for name, load in together.items()}
+            after = time.perf_counter() - began
+            times, rates = _measure(runners, batch, recipe, progress, look)
+        raw, throughput = raw.followed_by(times, after), throughput | rates
+    return raw, throughput
+
+
 def _measure(
     runners: Mapping[str, Runner],
     batch: Batch,
@@ -123,8 +151,6 @@ def _measure(
 
     look: called between blocks of timed calls.
     """
-    if not runners:
-        return closed_loop.Timed({}, closed_loop.clock_ns()), {}
     one = batch(1)
     bounds = {name: runner.bind(one) for name, runner in runners.items()}
     for name, bound in bounds.items():
@@ -140,7 +166,7 @@ def _measure(
             {name: bound.call for name, bound in bounds.items()},
             samples=recipe.bench.samples,
             seed=recipe.seed,
-            protected=[name for name in runners if name == REFERENCE],
+            protected=[name for name in runners if name in (REFERENCE, ON_GPU)],
             progress=between,
         )
     kept = [name for name in runners if name not in raw.dropped]
@@ -206,12 +232,12 @@ class _Timings:
             if p.value_ms is None
         ]
 
-    def of(self, name: str) -> dict[str, Any]:
+    def of(self, name: str, reference_name: str) -> dict[str, Any]:
         """Latency fields, none if it was not timed."""
         if name not in self.raw:
             return {}
         found = self.latency[name]
-        reference = self.raw.get(REFERENCE)
+        reference = self.raw.get(reference_name)
         throughput = self.throughput.get(name)
         return {
             "p50_ms": found.p50.value_ms,
@@ -238,6 +264,7 @@ class _Timings:
         unsettled = ", ".join(self.raw.unsettled)
         return [
             *([f"sessions were timed: {bound}"] if bound else []),
+            *([f"{ON_GPU} {AS_TORCH_DOES}"] if ON_GPU in self.raw else []),
             *([f"percentiles are of means of several calls ({several}), {clock}"] if several else []),
             *([f"not settled when the warm-up's time was up: {unsettled}"] if unsettled else []),
             *(f"{name}: {found.drift}" for name, found in self.latency.items() if found.drift),
@@ -260,10 +287,9 @@ def _result(
         drop=0.0,
         verdict="reference",
         size_bytes=(run / "checkpoint" / description.file).stat().st_size,
-        **timings.of(REFERENCE),
     )
     variants = tuple(
-        _gated(variant.model_copy(update=timings.of(variant.name)), recipe)
+        _gated(variant.model_copy(update=timings.of(variant.name, _against(variant.target))), recipe)
         if variant.name in timings.raw
         else variant
         for variant in verified.variants
@@ -271,7 +297,8 @@ def _result(
     engines = [variant for variant in variants if variant.target != "cpu" and choice.passes(variant)]
     return BenchResult(
         run=str(run.path),
-        reference=reference,
+        reference=reference.model_copy(update=timings.of(REFERENCE, REFERENCE)),
+        reference_on_gpu=_on_gpu(reference, timings),
         variants=variants,
         front=choice.front(variants),
         threads=threads,
@@ -286,6 +313,19 @@ def _result(
         ),
         raw=RAW,
     )
+
+
+def _against(target: str) -> str:
+    """The name of the reference that variants for `target` are timed beside."""
+    return REFERENCE if target == "cpu" else ON_GPU
+
+
+def _on_gpu(reference: Variant, timings: _Timings) -> Variant | None:
+    """The same network as it was timed on this machine's GPU; None if it was not."""
+    if ON_GPU not in timings.raw:
+        return None
+    known = {"name": ON_GPU, "target": hardware.capability()}
+    return reference.model_copy(update=known | timings.of(ON_GPU, ON_GPU))
 
 
 def _layers(run: Run, variant: Variant) -> int:

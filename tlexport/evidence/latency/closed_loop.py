@@ -107,6 +107,17 @@ class Timed(dict[str, Floats]):
         # Those not measured to the end, and why.
         self.dropped = {name: r.dropped for name, r in recorders.items() if r.dropped}
 
+    def followed_by(self, later: Timed, after_s: float) -> Timed:
+        """Both, of which `later` began `after_s` after this one; no candidate is in both."""
+        both = Timed({}, max(self.clock_ns, later.clock_ns))
+        both.update(self | later)
+        both.calls_per_sample = self.calls_per_sample | later.calls_per_sample
+        both.started = self.started | {name: after_s + times for name, times in later.started.items()}
+        both.warmup_calls = self.warmup_calls | later.warmup_calls
+        both.unsettled = self.unsettled + later.unsettled
+        both.dropped = self.dropped | later.dropped
+        return both
+
 
 class Speedup(Frozen):
     """How many times the variant's median goes into the reference's, over `count` calls of each."""

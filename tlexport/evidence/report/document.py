@@ -82,6 +82,11 @@ class Document:
         return str((self.bench.get("reference") or {}).get("name") or "torch-eager")
 
     @property
+    def references(self) -> list[Mapping[str, Any]]:
+        """The reference on each device where it was timed."""
+        return [self.bench[key] for key in ("reference", "reference_on_gpu") if self.bench.get(key)]
+
+    @property
     def metric(self) -> str:
         return str(self.finetune.get("metric") or "metric")
 

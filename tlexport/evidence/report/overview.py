@@ -115,7 +115,7 @@ def variants(document: Document) -> Section:
     names = {name for name, _ in document.chosen.values()}
     rows: list[list[object]] = []
     kinds = []
-    for variant in (v for v in (document.bench.get("reference"), *document.variants) if v):
+    for variant in (*document.references, *document.variants):
         row, below = _rows(variant, columns)
         rows.append(row)
         kinds.append(f"{'chosen ' if variant.get('name') in names else ''}{'open' if below else ''}".strip())

@@ -12,7 +12,17 @@ from tlexport.evidence.report.markup import Cell, Section
 
 BENCH = "bench.json"
 # What other parts of the page show.
-ELSEWHERE = {"run", "reference", "variants", "front", "machine", "withheld", "notes", "raw"}
+ELSEWHERE = {
+    "run",
+    "reference",
+    "reference_on_gpu",
+    "variants",
+    "front",
+    "machine",
+    "withheld",
+    "notes",
+    "raw",
+}
 IN_TABLE = {"name", "target", "precision", "backend"}
 KNOWN = {
     "metric", "drop", "drop_low", "drop_high", "flips", "flips_upper", "max_abs_error", "size_bytes", "sha256", "file",
@@ -23,7 +33,7 @@ KNOWN = {
 
 def latency(document: Document) -> Section:
     bench = document.bench
-    timed = [v for v in (bench.get("reference"), *document.variants) if v and v.get("count")]
+    timed = [v for v in (*document.references, *document.variants) if v.get("count")]
     kinds = document.kinds
     names = {name: kinds[name] for name in kinds if name in document.latency_ms}
     content = markup.legend(names) + _percentiles(timed)
