@@ -205,6 +205,27 @@ def test_cuda_without_a_gpu_is_refused_not_replaced(graphs) -> None:
     assert ort.availability().note
 
 
+def test_an_operator_that_the_graph_has_not_got_is_told_for_what_it_is(tmp_path) -> None:
+    """Clip (a ReLU6) has no kernel in BF16, on a CPU or GPU: ONNX Runtime expands it, and then lacks Less."""
+    make, tensor = onnx.helper.make_node, onnx.helper.make_tensor
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in "xy")
+    bf16 = onnx.TensorProto.BFLOAT16
+    nodes = [
+        make("Cast", ["x"], ["narrow"], to=bf16),
+        make("Clip", ["narrow", "low", "high"], ["clipped"]),
+        make("Cast", ["clipped"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    ends = [tensor("low", bf16, [], [0.0]), tensor("high", bf16, [], [6.0])]
+    graph = onnx.helper.make_graph(nodes, "relu6", [x], [y], ends)
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "relu6.onnx")
+    with (
+        pytest.raises(CompileError, match="the graph has no Less"),
+        ort.runner(tmp_path / "relu6.onnx", threads=1),
+    ):
+        pass
+
+
 def test_a_cuda_target_is_not_vouched_for_from_another_machine(graphs, tmp_path) -> None:
     if "sm89" in ort.availability().builds:
         pytest.skip("this machine is the target")

@@ -42,6 +42,7 @@ BOUND = "inputs and outputs are bound once (IOBinding); on a GPU page-locked, wi
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 _COMPUTE = re.compile(r"Conv|Gemm|MatMul|Attention|TreeEnsemble|LinearClassifier|LinearRegressor|SVM")
+_LACKING = re.compile(r"(?:an implementation|Provider type) for (\w+)(?:\(\d+\))? node with name")
 _NCHWC = "_nchwc"
 _NONE: Mapping[str, str] = {}
 
@@ -169,7 +170,7 @@ def _session(
     try:
         session = ort.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions share no other base class
-        text = typed.explained(str(error), source)
+        text = typed.explained(str(error), source) + _expanded(str(error), source)
         raise CompileError(f"ONNX Runtime refused {_label(source)}: {text}") from error
     wanted = _CPU if device == "cpu" else _CUDA
     if session.get_providers()[0] != wanted:
@@ -177,6 +178,17 @@ def _session(
             f"ONNX Runtime runs {_label(source)} on {session.get_providers()[0]}, not on {wanted}"
         )
     return session
+
+
+def _expanded(text: str, source: Path | bytes) -> str:
+    """What a refusal means whose operator the graph has not got; empty for any other."""
+    named = _LACKING.search(text)
+    if named is None or any(node.op_type == named[1] for node in typed.parsed(source).graph.node):
+        return ""
+    return (
+        f" (the graph has no {named[1]}: ONNX Runtime wrote another operator as simpler ones, since no provider has it "
+        "in the graph's types; use another precision, or another backend)"
+    )
 
 
 def _label(source: Path | bytes) -> str:

@@ -58,14 +58,20 @@ def modules(path: Path) -> dict[str, str]:
 
 def explained(text: str, source: Path | bytes) -> str:
     """A library's refusal of a graph, with the modules of the nodes it mentions (tlexport.origin.explained)."""
-    import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        model = onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes())
+        model = parsed(source)
     except DecodeError:  # then that is what the text is about
         return text
     return origin.explained(text, model)
+
+
+def parsed(source: Path | bytes) -> onnx.ModelProto:
+    """The graph without weights that stand in files beside it."""
+    import onnx
+
+    return onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes())
 
 
 def facts(path: Path) -> Facts:
