@@ -118,6 +118,8 @@ def test_what_is_no_bundle_is_told_by_what_it_is(built: Built, bundle_copy: Path
         {"outputs": []},
         {"batch": {"min": 1, "opt": 1, "max": 10**12}},
         {"batch": {"min": 1, "opt": 1, "max": 10**30}},
+        {"bundle_version": True},
+        {"bundle_version": 2.0},
     ],
 )
 def test_a_manifest_of_no_model_is_no_manifest(bundle_copy: Path, change: dict[str, Any]) -> None:

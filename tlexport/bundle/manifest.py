@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tlexport import targets
 from tlexport.errors import PreflightError, RecipeError
@@ -92,6 +92,14 @@ class Manifest(BaseModel):
     platform: Platform | None = None
     provenance: dict[str, Any]
     files: dict[str, File] = Field(default_factory=dict)
+
+    @field_validator("bundle_version", mode="before")
+    @classmethod
+    def _whole_number(cls, given: object) -> object:
+        """`true` and 1.0 equal 1, and are no version."""
+        if type(given) is not int:
+            raise ValueError(f"{given!r:.100} is no whole number")
+        return given
 
 
 def write(
