@@ -255,9 +255,13 @@ def on_a_gpu() -> list[str]:
             told = f"{p50:.3g} ms ({precision}, {cell['speedup']['ratio']:.1f}x)"
             row[backend] = min(row.get(backend, (p50, told)), (p50, told))
     backends = list(dict.fromkeys(backend for row in fastest.values() for backend in row))
-    gpus = ", ".join(gpu["name"] for gpu in document["machine"]["gpus"]) or document["target"]
+    gpus = [f"{gpu['name']}, driver {gpu['driver']}" for gpu in document["machine"]["gpus"]] or [
+        document["target"]
+    ]
+    libraries = [f"{name} {document['versions'][name]}" for name in ("torch", "onnxruntime-gpu")]
     lines = [
-        f"On a GPU ({gpus}), median of a call with copies, fastest precision, over eager FP32 (`python bench/gpu.py`):",
+        f"On a GPU ({', '.join(gpus + libraries)}), median of a call with copies, fastest precision, over eager FP32 without TF32 "
+        f"(`{command(document)}`):",
         "",
     ]
     lines += ["| network/batch | " + " | ".join(backends) + " |", "|---" * (1 + len(backends)) + "|"]

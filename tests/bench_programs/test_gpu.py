@@ -262,10 +262,19 @@ def test_the_readme_has_a_row_for_each_group_or_says_that_there_is_none(
         "resnet18/1/tensorrt-int8": REFUSED,
         "resnet18/64/eager-fp32": cell(20.0, 1.0),
     }
-    document = {"cells": cells, "machine": {"gpus": [{"name": "NVIDIA L4"}]}, "target": "sm89"}
+    gpu = {"name": "NVIDIA L4", "driver": "580.1"}
+    document = {
+        "program": "gpu",
+        "command": "python bench/gpu.py --budget 60",
+        "cells": cells,
+        "machine": {"gpus": [gpu]},
+        "versions": {"torch": "2.14.1", "onnxruntime-gpu": "1.31.1"},
+        "target": "sm89",
+    }
     (tmp_path / "gpu.json").write_text(json.dumps(document))
     said, _, header, rule, one, many = readme.on_a_gpu()
-    assert "NVIDIA L4" in said and header == "| network/batch | eager | tensorrt |"
+    assert "NVIDIA L4, driver 580.1, torch 2.14.1" in said and "`python bench/gpu.py --budget 60`" in said
+    assert header == "| network/batch | eager | tensorrt |"
     assert rule.count("|") == header.count("|")
     assert one == "| resnet18/1 | 2 ms (fp32, 1.0x) | 0.5 ms (fp16, 4.0x) |"
     assert many == "| resnet18/64 | 20 ms (fp32, 1.0x) | - |"
