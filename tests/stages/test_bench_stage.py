@@ -259,8 +259,6 @@ def test_a_candidate_that_slows_down_while_it_is_counted_is_told(
     from itertools import count
     from time import sleep
 
-    from tlexport.backends import Bound
-
     @contextmanager
     def slowing(*words, **more):
         calls = count()

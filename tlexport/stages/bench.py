@@ -33,7 +33,6 @@ from tlexport.run import Run, read_json, replacing, write_json
 from tlexport.timings import Memory, Watch
 
 REFERENCE, ON_GPU = "torch-eager", "torch-eager-gpu"
-AS_TORCH_DOES = "runs as torch does by default: convolutions in TF32 where the GPU has it, one kernel launched after the other"
 RAW = "bench-samples.npz"
 BUSY = 20.0  # percent of all cores; torch's threads stall far more than in proportion when they must share
 TRIAL = closed_loop.Schedule(block=5, settle=1, warmup_s=0.3, drop_ratio=None, budget_s=0.5)
@@ -134,9 +133,8 @@ def _timed(
     for together in candidates:
         with ExitStack() as stack:
             runners = {name: stack.enter_context(load(threads[name])) for name, load in together.items()}
-            after = time.perf_counter() - began
-            times, rates = _measure(runners, batch, recipe, progress, look)
-        raw, throughput = raw.followed_by(times, after), throughput | rates
+            times, rates = _measure(runners, batch, recipe, progress, look, began)
+        raw, throughput = raw.followed_by(times), throughput | rates
     return raw, throughput
 
 
@@ -146,10 +144,11 @@ def _measure(
     recipe: Recipe,
     progress: Progress,
     look: Callable[[], None],
+    began: float,
 ) -> tuple[closed_loop.Timed, dict[str, dict[str, float]]]:
     """Seconds a call of every counted sample at batch 1, and samples per second by batch size for those still in the race.
 
-    look: called between blocks of timed calls.
+    look: called between blocks of timed calls. began: the moment that their starts count from.
     """
     one = batch(1)
     bounds = {name: runner.bind(one) for name, runner in runners.items()}
@@ -168,6 +167,7 @@ def _measure(
             seed=recipe.seed,
             protected=[name for name in runners if name in (REFERENCE, ON_GPU)],
             progress=between,
+            began=began,
         )
     kept = [name for name in runners if name not in raw.dropped]
     throughput: dict[str, dict[str, float]] = {name: {} for name in kept}
@@ -232,12 +232,13 @@ class _Timings:
             if p.value_ms is None
         ]
 
-    def of(self, name: str, reference_name: str) -> dict[str, Any]:
-        """Latency fields, none if it was not timed."""
+    def of(self, variant: Variant) -> dict[str, Any]:
+        """Latency fields, none if it was not timed; held against the reference of its device."""
+        name = variant.name
         if name not in self.raw:
             return {}
         found = self.latency[name]
-        reference = self.raw.get(reference_name)
+        reference = self.raw.get(REFERENCE if variant.target == "cpu" else ON_GPU)
         throughput = self.throughput.get(name)
         return {
             "p50_ms": found.p50.value_ms,
@@ -262,9 +263,10 @@ class _Timings:
         several = ", ".join(f"{name} {calls}" for name, calls in grouped.items())
         clock = f"since reading the clock takes {self.raw.clock_ns:.0f} ns"
         unsettled = ", ".join(self.raw.unsettled)
+        as_torch_does = "runs as torch does by default: convolutions in TF32 where the GPU has it, one kernel launched after the other"
         return [
             *([f"sessions were timed: {bound}"] if bound else []),
-            *([f"{ON_GPU} {AS_TORCH_DOES}"] if ON_GPU in self.raw else []),
+            *([f"{ON_GPU} {as_torch_does}"] if ON_GPU in self.raw else []),
             *([f"percentiles are of means of several calls ({several}), {clock}"] if several else []),
             *([f"not settled when the warm-up's time was up: {unsettled}"] if unsettled else []),
             *(f"{name}: {found.drift}" for name, found in self.latency.items() if found.drift),
@@ -289,7 +291,7 @@ def _result(
         size_bytes=(run / "checkpoint" / description.file).stat().st_size,
     )
     variants = tuple(
-        _gated(variant.model_copy(update=timings.of(variant.name, _against(variant.target))), recipe)
+        _gated(variant.model_copy(update=timings.of(variant)), recipe)
         if variant.name in timings.raw
         else variant
         for variant in verified.variants
@@ -297,7 +299,7 @@ def _result(
     engines = [variant for variant in variants if variant.target != "cpu" and choice.passes(variant)]
     return BenchResult(
         run=str(run.path),
-        reference=reference.model_copy(update=timings.of(REFERENCE, REFERENCE)),
+        reference=reference.model_copy(update=timings.of(reference)),
         reference_on_gpu=_on_gpu(reference, timings),
         variants=variants,
         front=choice.front(variants),
@@ -315,17 +317,12 @@ def _result(
     )
 
 
-def _against(target: str) -> str:
-    """The name of the reference that variants for `target` are timed beside."""
-    return REFERENCE if target == "cpu" else ON_GPU
-
-
 def _on_gpu(reference: Variant, timings: _Timings) -> Variant | None:
     """The same network as it was timed on this machine's GPU; None if it was not."""
     if ON_GPU not in timings.raw:
         return None
-    known = {"name": ON_GPU, "target": hardware.capability()}
-    return reference.model_copy(update=known | timings.of(ON_GPU, ON_GPU))
+    there = reference.model_copy(update={"name": ON_GPU, "target": hardware.capability()})
+    return there.model_copy(update=timings.of(there))
 
 
 def _layers(run: Run, variant: Variant) -> int:

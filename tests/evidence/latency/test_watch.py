@@ -45,17 +45,25 @@ HOT = GpuState(
 
 def test_a_watch_counts_what_this_process_did() -> None:
     with Watcher() as watcher:
-        time.sleep(watch.SHORTEST_S / (os.cpu_count() or 1) + 0.1)
+        time.sleep(0.02)
         touched = np.ones(8_000_000)
         for _ in range(3):
             watcher.look()
     found = watcher.record()
-    assert found.seconds >= 0.1 and touched[0] == 1
-    assert found.readings <= 3, "before and after, and once in between: then it was asked too soon"
+    assert found.seconds >= 0.02 and touched[0] == 1
+    assert found.readings == 2, "before and after: in between it was asked too soon"
     assert 0 < found.reading_ms < 1000
     if sys.platform == "linux":
-        assert found.voluntary_switches >= 1 and found.minor_faults > 100 and found.steal_percent >= 0
-        assert 0 <= found.others_percent <= 100
+        assert found.voluntary_switches >= 1 and found.minor_faults > 100
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the time given to other machines is not told")
+def test_a_watch_that_is_long_enough_tells_who_used_the_cpu() -> None:
+    with Watcher() as watcher:
+        time.sleep(watch.SHORTEST_S / (os.cpu_count() or 1) + 0.1)
+    found = watcher.record()
+    assert found.steal_percent >= 0 and 0 <= found.others_percent <= 100
     assert type(found).model_validate_json(found.model_dump_json()) == found
 
 

@@ -107,12 +107,12 @@ class Timed(dict[str, Floats]):
         # Those not measured to the end, and why.
         self.dropped = {name: r.dropped for name, r in recorders.items() if r.dropped}
 
-    def followed_by(self, later: Timed, after_s: float) -> Timed:
-        """Both, of which `later` began `after_s` after this one; no candidate is in both."""
+    def followed_by(self, later: Timed) -> Timed:
+        """Both, whose starts count from the same moment; no candidate is in both."""
         both = Timed({}, max(self.clock_ns, later.clock_ns))
         both.update(self | later)
         both.calls_per_sample = self.calls_per_sample | later.calls_per_sample
-        both.started = self.started | {name: after_s + times for name, times in later.started.items()}
+        both.started = self.started | later.started
         both.warmup_calls = self.warmup_calls | later.warmup_calls
         both.unsettled = self.unsettled + later.unsettled
         both.dropped = self.dropped | later.dropped
@@ -149,6 +149,7 @@ def interleave(
     protected: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
     schedule: Schedule = TURNS,
+    began: float | None = None,
 ) -> Timed:
     """Time the candidates in turns, so that a drift of the machine meets all alike; `samples` counted samples each.
 
@@ -158,11 +159,12 @@ def interleave(
     too slow after `schedule.screen` rounds is not measured further, unless it is `protected`: it keeps the
     samples it has. The i-th sample of every candidate belongs to the same round.
     progress: called with (rounds done, rounds at most) after each round.
+    began: the moment of time.perf_counter that starts count from; by default this call's own.
     """
     unknown = set(protected) - set(candidates)
     if not candidates or unknown or samples < 1:
         raise ValueError(f"nothing to time, or protected names that are no candidates: {sorted(unknown)}")
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     total = math.ceil(samples / schedule.counted)
     rng = np.random.default_rng(seed)
     recorders = {name: Recorder(call, began) for name, call in candidates.items()}

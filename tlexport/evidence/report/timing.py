@@ -13,16 +13,8 @@ from tlexport.evidence.report.markup import Cell, Section
 BENCH = "bench.json"
 # What other parts of the page show.
 ELSEWHERE = {
-    "run",
-    "reference",
-    "reference_on_gpu",
-    "variants",
-    "front",
-    "machine",
-    "withheld",
-    "notes",
-    "raw",
-}
+    "run", "reference", "reference_on_gpu", "variants", "front", "machine", "withheld", "notes", "raw",
+}  # fmt: skip
 IN_TABLE = {"name", "target", "precision", "backend"}
 KNOWN = {
     "metric", "drop", "drop_low", "drop_high", "flips", "flips_upper", "max_abs_error", "size_bytes", "sha256", "file",
